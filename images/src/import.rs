@@ -1,0 +1,1 @@
+//! All of an import in one pass.

@@ -1,0 +1,1 @@
+//! A blob becomes tar entries.

@@ -1,0 +1,1 @@
+//! Layers become one tree, top-down.

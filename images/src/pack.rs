@@ -1,0 +1,1 @@
+//! A directory becomes an image.

@@ -1,0 +1,1 @@
+//! What the user typed to name an image.

@@ -1,0 +1,1 @@
+//! Content streams in, an image file comes out.

@@ -1,0 +1,1 @@
+//! Blobs and images by digest on disk.

@@ -1,0 +1,13 @@
+//! `cista create`: create a container from an image
+
+use std::process::ExitCode;
+
+use super::{Context, Outcome};
+
+/// create a container from an image
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+pub(super) fn run(_args: Args, _context: &Context) -> Outcome {
+    Ok(ExitCode::FAILURE)
+}

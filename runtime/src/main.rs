@@ -1,0 +1,5 @@
+//! The `cista` program.
+
+fn main() -> std::process::ExitCode {
+    cista::cli::main()
+}

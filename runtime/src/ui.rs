@@ -1,0 +1,44 @@
+//! What a person or a script sees: data on stdout, messages and progress on stderr.
+//!
+//! The form of messages: `error:` and the chain of causes, `hint:` when there is something to do, backticks around
+//! commands and paths. Meaning never depends on colour.
+
+#![expect(clippy::print_stderr, reason = "this module owns both streams")]
+
+use std::io::Write as _;
+
+use crate::cli::Failure;
+
+/// Writes a line of data to stdout. A closed pipe is no error: the reader has seen enough.
+pub fn data(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Tells something that went right, on stderr.
+pub fn message(text: impl std::fmt::Display) {
+    eprintln!("{text}");
+}
+
+/// Warns about something that stops nothing.
+pub fn warning(text: impl std::fmt::Display) {
+    eprintln!("warning: {text}");
+}
+
+/// Shows a failure: the chain of causes on one line, then the hint.
+pub fn failure(failure: &Failure) {
+    let mut text = failure.error().to_string();
+    let mut source = failure.error().source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // An error that repeats its cause in its own text is shown once.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    eprintln!("error: {text}");
+    if let Some(hint) = failure.hint() {
+        eprintln!("hint: {hint}");
+    }
+}

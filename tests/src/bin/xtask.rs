@@ -1,0 +1,3 @@
+//! `cargo xtask`: the one entry point for the demo, the tests and the benches.
+
+fn main() {}
