@@ -2,7 +2,7 @@
 //!
 //! Kernel: `fs/squashfs/squashfs_fs.h`.
 
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{I16, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// First four bytes of an image: `hsqs`.
@@ -29,6 +29,16 @@ pub const MAX_NAME: usize = 256;
 pub const MAX_HEADER_ENTRIES: usize = 256;
 /// Size of the superblock in bytes; data blocks (or the compressor's options) begin after it.
 pub const SUPERBLOCK_SIZE: usize = 96;
+
+/// Most user and group ids together: the superblock counts them in 16 bits.
+pub const MAX_IDS: usize = 65535;
+/// Number that a directory's listing is smaller than the size in its inode, for `.` and `..`, which are not stored.
+pub const DIRECTORY_SIZE_EXTRA: u32 = 3;
+/// Bit of an xattr entry's type: the value is a reference to one that stands elsewhere in the xattr table.
+pub const XATTR_OUT_OF_LINE: u16 = 1 << 8;
+
+/// Prefixes of extended attributes, in the order of their numbers on disk (0, 1, 2).
+pub const XATTR_PREFIXES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 
 /// Superblock flags.
 pub mod flags {
@@ -133,6 +143,222 @@ pub struct Superblock {
 }
 
 const _: () = assert!(size_of::<Superblock>() == SUPERBLOCK_SIZE);
+
+/// What every inode begins with.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct InodeHeader {
+    /// See [`inode_type`].
+    pub inode_type: U16,
+    /// Permission bits; the file type is not repeated here.
+    pub mode: U16,
+    /// Index of the owner in the id table.
+    pub uid: U16,
+    /// Index of the group in the id table.
+    pub gid: U16,
+    /// Modification time in seconds since 1970.
+    pub mtime: U32,
+    /// Inode number, from 1 to the number of inodes.
+    pub number: U32,
+}
+
+/// A directory, after its [`InodeHeader`].
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct DirectoryInode {
+    /// Offset of the listing's first metadata block from the start of the directory table.
+    pub block: U32,
+    /// 2 + the number of subdirectories.
+    pub links: U32,
+    /// Bytes of the listing + [`DIRECTORY_SIZE_EXTRA`].
+    pub size: U16,
+    /// Offset of the listing in its first uncompressed metadata block.
+    pub offset: U16,
+    /// Inode number of the parent directory.
+    pub parent: U32,
+}
+
+/// A directory with a large listing, an index or extended attributes; `index_count` times a [`DirectoryIndex`] and its name follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct ExtendedDirectoryInode {
+    /// 2 + the number of subdirectories.
+    pub links: U32,
+    /// Bytes of the listing + [`DIRECTORY_SIZE_EXTRA`].
+    pub size: U32,
+    /// Offset of the listing's first metadata block from the start of the directory table.
+    pub block: U32,
+    /// Inode number of the parent directory.
+    pub parent: U32,
+    /// Number of index entries.
+    pub index_count: U16,
+    /// Offset of the listing in its first uncompressed metadata block.
+    pub offset: U16,
+    /// Index in the xattr id table or [`NO_XATTR`].
+    pub xattr: U32,
+}
+
+/// A regular file with one link, smaller than 4 GiB; the sizes of its blocks follow, 32 bits each.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct FileInode {
+    /// Offset of the first block in the image.
+    pub start: U32,
+    /// Index in the fragment table or [`NO_FRAGMENT`].
+    pub fragment: U32,
+    /// Offset of the tail in the uncompressed fragment block.
+    pub offset: U32,
+    /// Size of the content in bytes.
+    pub size: U32,
+}
+
+/// Any other regular file; the sizes of its blocks follow, 32 bits each.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct ExtendedFileInode {
+    /// Offset of the first block in the image.
+    pub start: U64,
+    /// Size of the content in bytes.
+    pub size: U64,
+    /// Bytes in blocks that are not stored because they are zero.
+    pub sparse: U64,
+    /// Number of directory entries.
+    pub links: U32,
+    /// Index in the fragment table or [`NO_FRAGMENT`].
+    pub fragment: U32,
+    /// Offset of the tail in the uncompressed fragment block.
+    pub offset: U32,
+    /// Index in the xattr id table or [`NO_XATTR`].
+    pub xattr: U32,
+}
+
+/// A symbolic link; its target follows, and behind the target of an extended one its xattr index (32 bits).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct SymlinkInode {
+    /// Number of directory entries.
+    pub links: U32,
+    /// Size of the target in bytes.
+    pub size: U32,
+}
+
+/// A device node; an extended one is followed by its xattr index (32 bits).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct DeviceInode {
+    /// Number of directory entries.
+    pub links: U32,
+    /// Device number in the kernel's 32-bit encoding.
+    pub device: U32,
+}
+
+/// A named pipe or socket; an extended one is followed by its xattr index (32 bits).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct IpcInode {
+    /// Number of directory entries.
+    pub links: U32,
+}
+
+/// Stands in front of up to [`MAX_HEADER_ENTRIES`] directory entries whose inodes begin in the same metadata block.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct DirectoryHeader {
+    /// Number of entries - 1.
+    pub count: U32,
+    /// Offset of the inodes' metadata block from the start of the inode table.
+    pub block: U32,
+    /// Inode number that those of the entries are relative to.
+    pub number: U32,
+}
+
+/// A directory entry; its name follows.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct DirectoryEntry {
+    /// Offset of the inode in its uncompressed metadata block.
+    pub offset: U16,
+    /// Inode number - that of the header.
+    pub delta: I16,
+    /// Basic type, see [`inode_type`].
+    pub inode_type: U16,
+    /// Length of the name in bytes - 1.
+    pub name_size: U16,
+}
+
+/// An entry of an extended directory's index, which points at a [`DirectoryHeader`]; the name of that header's first entry follows.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct DirectoryIndex {
+    /// Offset of the header from the start of the listing.
+    pub position: U32,
+    /// Offset of the header's metadata block from the start of the directory table.
+    pub block: U32,
+    /// Length of the name in bytes - 1.
+    pub name_size: U32,
+}
+
+/// An entry of the fragment table.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct FragmentEntry {
+    /// Offset of the fragment block in the image.
+    pub start: U64,
+    /// Size on disk, with [`DATA_UNCOMPRESSED`].
+    pub size: U32,
+    /// Zero.
+    pub unused: U32,
+}
+
+/// Begins an extended attribute: the name without its prefix follows, then an [`XattrValue`].
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct XattrEntry {
+    /// Index in [`XATTR_PREFIXES`], with [`XATTR_OUT_OF_LINE`].
+    pub kind: U16,
+    /// Length of the name without prefix in bytes.
+    pub name_size: U16,
+}
+
+/// The value of an extended attribute; its bytes follow. Out of line, they are a 64-bit reference to the actual one.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct XattrValue {
+    /// Length of the value in bytes.
+    pub size: U32,
+}
+
+/// An entry of the xattr id table: the attributes of one or more inodes.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct XattrId {
+    /// Where the first [`XattrEntry`] stands, encoded like an [`InodeRef`], from the start of the xattrs.
+    pub reference: U64,
+    /// Number of attributes.
+    pub count: U32,
+    /// Bytes of their full names, a zero behind each, and their values.
+    pub size: U32,
+}
+
+/// What the superblock's `xattr_table` points at; the offsets of the xattr id table's metadata blocks follow, 64 bits each.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct XattrTable {
+    /// Offset of the first metadata block of xattrs in the image.
+    pub start: U64,
+    /// Number of entries in the xattr id table.
+    pub ids: U32,
+    /// Zero.
+    pub unused: U32,
+}
+
+const _: () = assert!(size_of::<InodeHeader>() == 16);
+const _: () = assert!(size_of::<DirectoryInode>() == 16);
+const _: () = assert!(size_of::<ExtendedDirectoryInode>() == 24);
+const _: () = assert!(size_of::<FileInode>() == 16);
+const _: () = assert!(size_of::<ExtendedFileInode>() == 40);
+const _: () = assert!(size_of::<FragmentEntry>() == 16);
+const _: () = assert!(size_of::<XattrId>() == 16);
 
 /// Where an inode's record stands: offset of its metadata block from the start of the inode table, shifted by 16, and offset
 /// within the uncompressed block.
