@@ -1,1 +1,0 @@
-//! All of an import in one pass.
