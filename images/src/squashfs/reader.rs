@@ -1,1 +1,0 @@
-//! From an image file: inodes, directories, blocks.
