@@ -1,1 +1,0 @@
-//! Content streams in, an image file comes out.
