@@ -1,1 +1,0 @@
-//! An image becomes a directory.
