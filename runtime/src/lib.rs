@@ -4,9 +4,10 @@
 //! - [`ui`]: the only place that writes to stdout and stderr
 //! - [`config`]: typed settings; the only place that reads the process environment
 //! - `container`: specification, namespaces, root file system, mounts, exec
-//! - `fuse`: serves a squashfs image to the kernel
+//! - [`fuse`]: serves a squashfs image to the kernel
 //! - `sys`: the only place with `unsafe`
 
 pub mod cli;
 pub mod config;
+pub mod fuse;
 pub mod ui;
