@@ -70,7 +70,7 @@ impl<'a> FileWriter<'a> {
             if (got as u64) < want {
                 return Err(WriteError::ContentShort {
                     announced: self.size,
-                    missing: self.left() + left,
+                    missing: self.left(),
                 });
             }
         }

@@ -352,8 +352,9 @@ impl<'a> InodeWriter<'a> {
                 let record = ExtendedFileInode {
                     start: start.into(),
                     size: content.size.into(),
-                    // The last block may be short.
-                    sparse: sparse.min(content.size).into(),
+                    // As other writers do, so that a file that is all hole still claims some room: programs take
+                    // a file with `st_blocks` of 0 for one whose content is not there.
+                    sparse: sparse.min(content.size.saturating_sub(1)).into(),
                     links: links.into(),
                     fragment: fragment.into(),
                     offset: offset.into(),
