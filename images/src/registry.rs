@@ -1,1 +1,226 @@
-//! The client of the OCI distribution specification.
+//! The client of the OCI distribution specification: `docker://` references become images.
+//!
+//! Follows "Pulling manifests" and "Pulling blobs" of the distribution specification 1.1 and the token authentication of the Distribution
+//! project. Synchronous: threads and blocking sockets, no runtime. The files, from the wire up:
+//!
+//! - `http.rs`: connections: TLS, proxies, time limits; one request, no redirect followed
+//! - `address.rs`: what URLs say about hosts; which redirects are safe
+//! - `retry.rs`: what is worth another attempt, and when
+//! - `challenge.rs`, `token.rs`, `credentials.rs`: who we are, and how a registry is told
+//! - `client.rs`: one repository: authenticated requests, redirects, manifests
+//! - `blob.rs`: a blob as a stream that survives cut connections
+//! - `download.rs`: blobs into the store, several at once, readable while they grow; `direct.rs`: without a store
+//!
+//! Two rules hold everywhere. Credentials go to the registry they belong to, and to its token service, never along a redirect. And no
+//! network operation runs on the caller's thread, so that a caller is free at once when it is interrupted.
+
+mod address;
+mod blob;
+mod challenge;
+mod client;
+mod credentials;
+mod direct;
+mod download;
+mod error;
+mod http;
+mod retry;
+mod token;
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+pub use credentials::{Anonymous, Credential, Credentials, Fixed, Secret};
+pub use error::RegistryError;
+
+use crate::cancel::Cancelled;
+use crate::digest::Digest;
+use crate::platform::Platform;
+use crate::reference::RegistryReference;
+use crate::source::resolve;
+use crate::source::{ResolvedImage, Source, SourceError, Task};
+use crate::store::Store;
+
+use client::Client;
+use download::Downloads;
+
+/// How often a waiting caller looks whether it was cancelled.
+const CANCEL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How registries are reached. The caller fills it from its configuration; nothing here reads the environment.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Plain http is allowed, for every registry. Loopback addresses always may.
+    pub allow_http: bool,
+    /// PEM file of the certificate authorities to trust instead of the system's (`SSL_CERT_FILE`).
+    pub ca_file: Option<PathBuf>,
+    /// Directory of certificate authorities (`SSL_CERT_DIR`), in addition to the file.
+    pub ca_directory: Option<PathBuf>,
+    /// Proxy for https: `http://[USER:PASSWORD@]HOST:PORT` (`https_proxy`).
+    pub https_proxy: Option<Secret>,
+    /// Proxy for http (`http_proxy`).
+    pub http_proxy: Option<Secret>,
+    /// Hosts that are reached directly, separated by commas: names with all below them, addresses, networks, `*` (`no_proxy`).
+    pub no_proxy: String,
+    /// How long a connection may take to be made, with name resolution and TLS.
+    pub connect_timeout: Duration,
+    /// How long a connection may stay silent.
+    pub idle_timeout: Duration,
+    /// How often one request or blob is tried again without progress.
+    pub retries: u32,
+    /// How many blobs are fetched at once.
+    pub max_connections: usize,
+    /// Who we are.
+    pub credentials: Arc<dyn Credentials>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            allow_http: false,
+            ca_file: None,
+            ca_directory: None,
+            https_proxy: None,
+            http_proxy: None,
+            no_proxy: String::new(),
+            connect_timeout: Duration::from_secs(20),
+            idle_timeout: Duration::from_secs(60),
+            retries: 6,
+            max_connections: 8,
+            credentials: Arc::new(Anonymous),
+        }
+    }
+}
+
+/// An image in a registry.
+#[derive(Debug)]
+pub struct RegistrySource {
+    reference: RegistryReference,
+    client: Arc<Client>,
+    store: Option<Arc<Store>>,
+    downloads: Downloads,
+}
+
+impl RegistrySource {
+    /// A source for a reference. Touches no network yet.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Proxy`] when a proxy setting is malformed.
+    pub fn new(
+        reference: RegistryReference,
+        settings: &crate::source::Settings,
+    ) -> Result<Self, SourceError> {
+        let client = Arc::new(Client::new(&reference, settings.registry.clone())?);
+        let downloads = Downloads::new(Arc::clone(&client), settings.registry.max_connections);
+        Ok(Self {
+            reference,
+            client,
+            store: settings.store.clone(),
+            downloads,
+        })
+    }
+
+    /// Runs a network operation on a thread of its own and waits for it, or for the caller's wish to stop.
+    fn interruptible<T: Send + 'static>(
+        &self,
+        task: Task<'_>,
+        operation: impl FnOnce(Lookup) -> Result<T, SourceError> + Send + 'static,
+    ) -> Result<T, SourceError> {
+        task.cancel.check()?;
+        let lookup = Lookup {
+            client: Arc::clone(&self.client),
+            store: self.store.clone(),
+        };
+        let (sender, receiver) = mpsc::sync_channel(1);
+        std::thread::Builder::new()
+            .name("registry".to_owned())
+            .spawn(move || {
+                // The receiver is gone when the caller was interrupted.
+                let _ = sender.send(operation(lookup));
+            })
+            .map_err(|source| RegistryError::Thread { source })?;
+        loop {
+            match receiver.recv_timeout(CANCEL_INTERVAL) {
+                Ok(outcome) => return outcome,
+                Err(mpsc::RecvTimeoutError::Timeout) if task.cancel.is_cancelled() => {
+                    self.client.stop();
+                    return Err(Cancelled.into());
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                // The thread ended without an answer: it panicked, which is reported where it happened.
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(Cancelled.into()),
+            }
+        }
+    }
+}
+
+/// What finding an image needs, on the thread that does it.
+struct Lookup {
+    client: Arc<Client>,
+    store: Option<Arc<Store>>,
+}
+
+impl Lookup {
+    fn documents(&self) -> client::CachedDocuments<'_> {
+        client::CachedDocuments {
+            client: &self.client,
+            store: self.store.as_deref(),
+        }
+    }
+}
+
+impl Source for RegistrySource {
+    fn resolve(&self, platform: &Platform, task: Task<'_>) -> Result<ResolvedImage, SourceError> {
+        let (reference, platform) = (self.reference.clone(), platform.clone());
+        let image = self.interruptible(task, move |lookup| {
+            let documents = lookup.documents();
+            let top = documents.top(&reference, None)?;
+            resolve::resolve(&documents, top, &platform, reference.canonical())
+        })?;
+        resolve::announce(&image, task);
+        Ok(image)
+    }
+
+    fn digest(&self, platform: &Platform, task: Task<'_>) -> Result<Option<Digest>, SourceError> {
+        let (reference, platform) = (self.reference.clone(), platform.clone());
+        self.interruptible(task, move |lookup| {
+            let documents = lookup.documents();
+            // A manifest's digest is enough; only an index has to be looked into.
+            let head = documents.head(&reference)?;
+            if let Some(digest) = head.and_then(|head| head.manifest()) {
+                return Ok(Some(digest));
+            }
+            let top = documents.top(&reference, head)?;
+            let (fetched, _) =
+                resolve::find_manifest(&documents, top, &platform, &reference.canonical())?;
+            Ok(Some(fetched.digest))
+        })
+    }
+
+    fn open_layer<'a>(
+        &'a self,
+        image: &ResolvedImage,
+        layer: usize,
+        task: Task<'a>,
+    ) -> Result<Box<dyn Read + Send + 'a>, SourceError> {
+        task.cancel.check()?;
+        let blob = image.layer(layer)?;
+        let (Some(digest), Some(size)) = (blob.digest, blob.size) else {
+            return Err(SourceError::NoSuchLayer { layer });
+        };
+        let Some(store) = &self.store else {
+            let stream = direct::DirectStream::start(&self.client, digest, size, layer, task)?;
+            return Ok(Box::new(stream));
+        };
+        self.downloads.open(image, layer, store, task)
+    }
+}
+
+impl Drop for RegistrySource {
+    fn drop(&mut self) {
+        self.client.stop();
+        self.downloads.finish();
+    }
+}

@@ -1,11 +1,38 @@
 //! Where an image comes from: one trait, one file a kind of source.
+//!
+//! | reference | source | file |
+//! |---|---|---|
+//! | `docker://` | a registry | [`crate::registry`] |
+//! | `oci:`, `oci-archive:` | an OCI image layout | `layout.rs` |
+//! | `docker-archive:` | what `docker save` writes | `docker_archive.rs` |
+//! | `tar:` | a root file system as one tar | `flat.rs` |
+//! | `dir:` | has no layers: [`crate::pack`] makes the image | |
+//!
+//! A source finds the manifest and the config (`resolve.rs`, `document.rs`) and gives the layers as verified streams (`verified.rs`).
+//! Nothing that it reads is trusted: sizes are bounded before anything is allocated, digests are checked before anything is parsed.
 
-use std::io::Read;
+pub(crate) mod archive;
+mod docker_archive;
+pub(crate) mod document;
+mod flat;
+mod layout;
+pub(crate) mod resolve;
+pub(crate) mod verified;
 
-use crate::cancel::Cancel;
+use std::error::Error;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use document::DocumentError;
+
+use crate::cancel::{Cancel, Cancelled};
 use crate::digest::Digest;
 use crate::platform::Platform;
 use crate::progress::Progress;
+use crate::reference::{Reference, TarFile};
+use crate::registry::{RegistryError, RegistrySource};
+use crate::store::{Store, StoreError};
 
 /// A layer blob as the manifest announces it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +58,22 @@ pub struct ResolvedImage {
     pub layers: Vec<LayerBlob>,
 }
 
+impl ResolvedImage {
+    /// Sum of the sizes of the layer blobs in bytes, as far as they are known.
+    #[must_use]
+    pub fn layer_bytes(&self) -> u64 {
+        self.layers
+            .iter()
+            .fold(0, |sum, layer| sum.saturating_add(layer.size.unwrap_or(0)))
+    }
+
+    pub(crate) fn layer(&self, layer: usize) -> Result<&LayerBlob, SourceError> {
+        self.layers
+            .get(layer)
+            .ok_or(SourceError::NoSuchLayer { layer })
+    }
+}
+
 /// What an operation on a source needs from its caller.
 #[derive(Clone, Copy)]
 pub struct Task<'a> {
@@ -42,8 +85,11 @@ pub struct Task<'a> {
 
 /// A place that images come from.
 pub trait Source: Send + Sync {
-    /// Finds the image for a platform; fetches and verifies its manifest and config.
+    /// Finds the image for a platform; fetches and verifies its manifest and config. Sends [`crate::progress::Event::Resolved`].
     fn resolve(&self, platform: &Platform, task: Task<'_>) -> Result<ResolvedImage, SourceError>;
+
+    /// Finds only the digest of the image for a platform, as [`ResolvedImage::digest`], with as few requests as possible and no event.
+    fn digest(&self, platform: &Platform, task: Task<'_>) -> Result<Option<Digest>, SourceError>;
 
     /// Opens a layer (0 is the lowest) for reading from its first byte.
     ///
@@ -58,6 +104,217 @@ pub trait Source: Send + Sync {
     ) -> Result<Box<dyn Read + Send + 'a>, SourceError>;
 }
 
+/// How sources are opened.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// How registries are reached.
+    pub registry: crate::registry::Settings,
+    /// Where blobs are kept and found again; None to keep nothing.
+    pub store: Option<Arc<Store>>,
+}
+
+/// Opens the source that a reference names. Touches no network yet.
+///
+/// # Errors
+///
+/// [`SourceError::Directory`] for `dir:`, which has no layers and is packed with [`crate::pack`]; else when a local file cannot be read.
+pub fn open(reference: &Reference, settings: &Settings) -> Result<Box<dyn Source>, SourceError> {
+    Ok(match reference {
+        Reference::Registry(registry) => Box::new(RegistrySource::new(registry.clone(), settings)?),
+        Reference::OciLayout(local) => Box::new(layout::OciLayout::directory(local, reference)?),
+        Reference::OciArchive(local) => Box::new(layout::OciLayout::archive(local, reference)?),
+        Reference::DockerArchive(local) => {
+            Box::new(docker_archive::DockerArchive::open(local, reference)?)
+        }
+        Reference::Directory(path) => {
+            return Err(SourceError::Directory { path: path.clone() });
+        }
+        Reference::Tar(TarFile::Path(path)) => Box::new(flat::FlatTar::file(path)?),
+        Reference::Tar(TarFile::Stdin) => Box::new(flat::FlatTar::stdin()?),
+    })
+}
+
 /// Why a source cannot give an image.
 #[derive(Debug, thiserror::Error)]
-pub enum SourceError {}
+pub enum SourceError {
+    /// A registry did not do what was asked.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The store did not.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The caller asked to stop.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// A manifest, index or config cannot be used.
+    #[error("cannot use {what}")]
+    Document {
+        /// Which document: `the manifest of …`.
+        what: String,
+        /// What is wrong with it.
+        source: DocumentError,
+    },
+    /// A local file cannot be opened or read.
+    #[error("cannot read `{path}`")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A local file is not what the scheme says.
+    #[error("`{path}` is no {expected}: {problem}")]
+    NotA {
+        /// The file or directory.
+        path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
+        /// Why it is not.
+        problem: String,
+    },
+    /// The archive as a whole is compressed, so its members cannot be found without unpacking it.
+    #[error("archive `{path}` is compressed with {compression}")]
+    CompressedArchive {
+        /// The archive.
+        path: PathBuf,
+        /// `gzip`, `zstd`, `xz` or `bzip2`; also the name of the program that undoes it.
+        compression: &'static str,
+    },
+    /// No image has the name or digest asked for.
+    #[error("there is no image `{wanted}` in `{path}`: it has {available}")]
+    NoSuchImage {
+        /// The directory or archive.
+        path: PathBuf,
+        /// The name or digest asked for.
+        wanted: String,
+        /// The names that exist.
+        available: String,
+    },
+    /// Several images, and no name to choose one by.
+    #[error("`{path}` holds several images: {available}")]
+    SeveralImages {
+        /// The directory or archive.
+        path: PathBuf,
+        /// Their names.
+        available: String,
+    },
+    /// The image does not exist for the platform.
+    #[error("{what} is not available for {wanted}, only for {available}")]
+    Platform {
+        /// The image.
+        what: String,
+        /// The platform asked for.
+        wanted: Platform,
+        /// The platforms that exist.
+        available: String,
+    },
+    /// Content has another digest than announced.
+    #[error("{what} is corrupt: its digest is {actual} instead of {expected}")]
+    WrongDigest {
+        /// What was read.
+        what: String,
+        /// The digest that was announced.
+        expected: Digest,
+        /// The digest of what came.
+        actual: Digest,
+    },
+    /// Content is shorter than announced.
+    #[error("{what} is truncated: it ends after {actual} of {expected} bytes")]
+    Truncated {
+        /// What was read.
+        what: String,
+        /// The size that was announced, in bytes.
+        expected: u64,
+        /// The size of what came, in bytes.
+        actual: u64,
+    },
+    /// Content is longer than announced, or than any sensible content of its kind.
+    #[error("{what} is larger than the {expected} bytes that it may have")]
+    TooLarge {
+        /// What was read.
+        what: String,
+        /// The size that was announced or is allowed, in bytes.
+        expected: u64,
+    },
+    /// The image has no layer of this number.
+    #[error("the image has no layer {layer}")]
+    NoSuchLayer {
+        /// Position of the layer, 0 being the lowest.
+        layer: usize,
+    },
+    /// Standard input was read already and cannot be read again.
+    #[error("standard input can be read only once")]
+    ReadTwice,
+    /// A directory has no layers.
+    #[error("`dir:{path}` is a directory and has no layers")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+/// What the user can do about an error that came from here, directly or through a stream; None where nothing is known.
+#[must_use]
+pub fn hint(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    // Chains are short; the bound only guards against one that circles.
+    for _ in 0..32 {
+        let error = next?;
+        if let Some(error) = error.downcast_ref::<RegistryError>() {
+            return error.hint();
+        }
+        if let Some(hint) = error
+            .downcast_ref::<SourceError>()
+            .and_then(SourceError::own_hint)
+        {
+            return Some(hint);
+        }
+        if let Some(shared) = error.downcast_ref::<Arc<SourceError>>() {
+            next = Some(shared.as_ref());
+            continue;
+        }
+        next = match error.downcast_ref::<io::Error>() {
+            Some(error) if error.kind() == io::ErrorKind::StorageFull => {
+                return Some("free some space, or choose another directory".to_owned());
+            }
+            // `io::Error::source` skips the error that it carries.
+            Some(error) if error.get_ref().is_some() => {
+                error.get_ref().map(|inner| inner as &(dyn Error + 'static))
+            }
+            _ => error.source(),
+        };
+    }
+    None
+}
+
+impl SourceError {
+    /// The error that a stream of a source ended with.
+    pub(crate) fn from_stream(error: io::Error) -> Self {
+        match error.downcast::<Self>() {
+            Ok(error) => error,
+            Err(source) => Self::Read {
+                path: PathBuf::from("the network"),
+                source,
+            },
+        }
+    }
+
+    fn own_hint(&self) -> Option<String> {
+        Some(match self {
+            Self::CompressedArchive { path, compression } => {
+                let program = if *compression == "bzip2" {
+                    "bzip2"
+                } else {
+                    compression
+                };
+                format!("decompress it first: `{program} -dk {}`", path.display())
+            }
+            Self::SeveralImages { path, .. } => {
+                format!("choose one: `{}:TAG`", path.display())
+            }
+            Self::Platform { .. } => "choose another architecture with `--arch`".to_owned(),
+            Self::Registry(error) => return error.hint(),
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,698 @@
+//! One repository of a registry: authenticated requests, redirects, manifests.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use ureq::http::{Method, Uri};
+
+use super::address::{self, Origin};
+use super::challenge::{self, Challenge};
+use super::credentials::{Credential, Secret};
+use super::error::Again;
+use super::http::{Answer, Call, Http};
+use super::retry::{self, Backoff, Stop};
+use super::{RegistryError, Settings, token};
+use crate::digest::Digest;
+use crate::reference::RegistryReference;
+use crate::source::SourceError;
+use crate::source::document::{Descriptor, MAX_MANIFEST};
+use crate::source::resolve::{self, Documents, Fetched, MediaKind};
+use crate::store::{Store, StoreError};
+
+/// The manifests that we understand, and the old ones, to be told clearly that an image is of that kind. Registries that are not
+/// asked for a type may convert, or deny that the image exists.
+const ACCEPT_MANIFEST: &str = "application/vnd.oci.image.index.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, \
+     application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.v2+json, \
+     application/vnd.docker.distribution.manifest.v1+prettyjws;q=0.1, \
+     application/vnd.docker.distribution.manifest.v1+json;q=0.1";
+
+/// Most redirects that are followed for one request.
+const MAX_REDIRECTS: usize = 5;
+
+/// Most bytes of an error's body that are read.
+const MAX_ERROR: u64 = 64 << 10;
+
+/// What is asked of a repository.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    method: Method,
+    /// Behind `/v2/REPOSITORY/`.
+    path: String,
+    accept: Option<&'static str>,
+    from: u64,
+    /// For messages.
+    what: String,
+}
+
+/// A client of one repository. Shared by the threads that fetch its blobs.
+#[derive(Debug)]
+pub(super) struct Client {
+    registry: String,
+    repository: String,
+    user: Option<String>,
+    settings: Settings,
+    http: Http,
+    stop: Stop,
+    /// Whether the registry speaks https, once it is known.
+    https: Mutex<Option<bool>>,
+    identity: Mutex<Identity>,
+    answered: AtomicBool,
+}
+
+/// How we introduce ourselves.
+#[derive(Debug, Default)]
+struct Identity {
+    header: Option<Secret>,
+    expires: Option<Instant>,
+    challenge: Option<Challenge>,
+    /// The token service that was not told our credentials, since it is not the registry's own.
+    withheld_from: Option<String>,
+    credential: Option<Option<Credential>>,
+}
+
+impl Client {
+    pub(super) fn new(
+        reference: &RegistryReference,
+        settings: Settings,
+    ) -> Result<Self, RegistryError> {
+        Ok(Self {
+            registry: reference.registry.clone(),
+            repository: reference.repository.clone(),
+            user: reference.user.clone(),
+            http: Http::new(settings.clone())?,
+            settings,
+            stop: Stop::default(),
+            https: Mutex::new(None),
+            identity: Mutex::default(),
+            answered: AtomicBool::new(false),
+        })
+    }
+
+    /// Interrupts everything; the client is of no use afterwards.
+    pub(super) fn stop(&self) {
+        self.stop.stop();
+        self.http.stop();
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.is_stopped()
+    }
+
+    pub(super) fn backoff(&self) -> Backoff {
+        Backoff::new(self.settings.retries)
+    }
+
+    /// Pauses after a failure that may pass, and returns it where it will not, or not in time.
+    pub(super) fn pause_after(
+        &self,
+        error: RegistryError,
+        backoff: &mut Backoff,
+    ) -> Result<(), RegistryError> {
+        if self.is_stopped() {
+            return Err(RegistryError::Stopped);
+        }
+        match error.again(self.answered.load(Ordering::Relaxed)) {
+            Again::Never => Err(error),
+            Again::After(asked) => match backoff.next(asked) {
+                None => Err(error),
+                Some(pause) if self.stop.pause(pause) => Err(RegistryError::Stopped),
+                Some(_) => Ok(()),
+            },
+        }
+    }
+
+    /// Sends a request until it is answered with success or a final failure. HEAD requests get whatever status is final.
+    fn request(&self, ask: &Ask) -> Result<Answer, RegistryError> {
+        let mut backoff = self.backoff();
+        loop {
+            let error = match self.attempt(ask) {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            self.pause_after(error, &mut backoff)?;
+        }
+    }
+
+    /// One attempt: answered with success, or a failure.
+    fn attempt(&self, ask: &Ask) -> Result<Answer, RegistryError> {
+        let answer = self.authenticated(ask)?;
+        self.answered.store(true, Ordering::Relaxed);
+        if (200..300).contains(&answer.status) {
+            Ok(answer)
+        } else {
+            Err(self.failure(ask, answer))
+        }
+    }
+
+    /// Introduces itself as far as the registry wants.
+    fn authenticated(&self, ask: &Ask) -> Result<Answer, RegistryError> {
+        let header = self.header()?;
+        let answer = self.any_scheme(ask, header.as_ref())?;
+        if answer.status != 401 {
+            return Ok(answer);
+        }
+        let challenges = challenge::parse(
+            answer
+                .headers
+                .get_all("www-authenticate")
+                .iter()
+                .filter_map(|value| value.to_str().ok()),
+        );
+        match self.authenticate(challenges, header.as_ref())? {
+            None => Ok(answer),
+            Some(header) => {
+                // The small body is read so that the connection can be used again.
+                let _ = answer.read_body(MAX_ERROR);
+                self.any_scheme(ask, Some(&header))
+            }
+        }
+    }
+
+    /// The header to send, renewed when it has expired.
+    fn header(&self) -> Result<Option<Secret>, RegistryError> {
+        let mut identity = self.lock_identity();
+        if identity
+            .expires
+            .is_some_and(|expires| expires <= Instant::now())
+            && let Some(challenge) = identity.challenge.clone()
+        {
+            self.answer_challenge(&challenge, &mut identity)?;
+        }
+        Ok(identity.header.clone())
+    }
+
+    /// A new header after `used` was refused; None when we have nothing (else) to say.
+    fn authenticate(
+        &self,
+        challenges: Vec<Challenge>,
+        used: Option<&Secret>,
+    ) -> Result<Option<Secret>, RegistryError> {
+        let mut identity = self.lock_identity();
+        if identity.header.is_some() && identity.header.as_ref() != used {
+            // Another thread was refused too, and has renewed it.
+            return Ok(identity.header.clone());
+        }
+        let is_bearer = |challenge: &Challenge| matches!(challenge, Challenge::Bearer { .. });
+        let Some(challenge) = challenges
+            .iter()
+            .find(|challenge| is_bearer(challenge))
+            .or(challenges.first())
+        else {
+            return Ok(None);
+        };
+        if used.is_some() && *challenge == Challenge::Basic {
+            return Ok(None);
+        }
+        self.answer_challenge(challenge, &mut identity)?;
+        Ok(identity.header.clone())
+    }
+
+    fn answer_challenge(
+        &self,
+        challenge: &Challenge,
+        identity: &mut Identity,
+    ) -> Result<(), RegistryError> {
+        let credential = match &identity.credential {
+            Some(credential) => credential.clone(),
+            None => {
+                let found = self
+                    .settings
+                    .credentials
+                    .lookup(&self.registry, self.user.as_deref())
+                    .map_err(|source| RegistryError::Credentials {
+                        registry: self.registry.clone(),
+                        source,
+                    })?;
+                identity.credential = Some(found.clone());
+                found
+            }
+        };
+        identity.challenge = Some(challenge.clone());
+        match challenge {
+            Challenge::Basic => identity.header = credential.as_ref().map(token::basic),
+            Challenge::Bearer {
+                realm,
+                service,
+                scope,
+            } => {
+                let own = token::realm_origin(realm)
+                    .zip(self.origin())
+                    .is_some_and(|(realm, registry)| address::is_own_realm(&registry, &realm));
+                identity.withheld_from =
+                    (!own && credential.is_some()).then(|| token::realm_host(realm).to_owned());
+                let default_scope = format!("repository:{}:pull", self.repository);
+                let fetched = token::fetch(
+                    &self.http,
+                    realm,
+                    service.as_deref(),
+                    scope.as_deref().unwrap_or(&default_scope),
+                    credential.as_ref().filter(|_| own),
+                );
+                match fetched {
+                    Ok(token) => {
+                        identity.header = Some(token.header);
+                        identity.expires = Some(token.expires);
+                    }
+                    // Its refusal is the registry's.
+                    Err(RegistryError::Status {
+                        status: 400 | 401 | 403,
+                        ..
+                    }) => identity.header = None,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lock_identity(&self) -> std::sync::MutexGuard<'_, Identity> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn decided_scheme(&self) -> Option<bool> {
+        *self.https.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn origin(&self) -> Option<Origin> {
+        let https = self.decided_scheme().unwrap_or(true);
+        Origin::of(&self.uri(https, "").ok()?)
+    }
+
+    fn uri(&self, https: bool, path: &str) -> Result<Uri, RegistryError> {
+        let scheme = if https { "https" } else { "http" };
+        format!("{scheme}://{}/v2/{}/{path}", self.registry, self.repository)
+            .parse()
+            .map_err(|_| RegistryError::Address {
+                registry: self.registry.clone(),
+            })
+    }
+
+    /// Finds out with the first request whether the registry speaks https. Other schemes than https are tried only where they are allowed:
+    /// on loopback addresses, where it is usual, http first; elsewhere https first, and http only when there is no https, not when
+    /// there is one with a bad certificate.
+    fn any_scheme(&self, ask: &Ask, header: Option<&Secret>) -> Result<Answer, RegistryError> {
+        if let Some(https) = self.decided_scheme() {
+            return self.follow(https, ask, header);
+        }
+        let loopback = address::is_loopback(address::host_of(&self.registry));
+        let (first, second) = match (loopback, self.settings.allow_http) {
+            (true, _) => (false, Some(true)),
+            (false, true) => (true, Some(false)),
+            (false, false) => (true, None),
+        };
+        let answer = self.follow(first, ask, header);
+        let is_wrong = match &answer {
+            // What TLS servers say to plain http.
+            Ok(answer) => !first && answer.status == 400,
+            Err(error) => match error {
+                RegistryError::Tls { speaks_none, .. } => *speaks_none,
+                RegistryError::Connect { .. }
+                | RegistryError::Protocol { .. }
+                | RegistryError::Transfer { .. }
+                | RegistryError::Timeout {
+                    connecting: true, ..
+                } => true,
+                _ => false,
+            },
+        };
+        let (https, answer) = match second {
+            Some(second) if is_wrong => match self.follow(second, ask, header) {
+                Err(
+                    RegistryError::Connect { .. }
+                    | RegistryError::Protocol { .. }
+                    | RegistryError::Transfer { .. }
+                    | RegistryError::Timeout { .. }
+                    | RegistryError::Tls {
+                        speaks_none: true, ..
+                    },
+                ) => (first, answer),
+                other => (second, other),
+            },
+            _ => (first, answer),
+        };
+        if answer.is_ok() {
+            *self.https.lock().unwrap_or_else(PoisonError::into_inner) = Some(https);
+        }
+        answer
+    }
+
+    /// Sends a request and follows redirects; the header goes to the registry alone.
+    fn follow(
+        &self,
+        https: bool,
+        ask: &Ask,
+        header: Option<&Secret>,
+    ) -> Result<Answer, RegistryError> {
+        let mut uri = self.uri(https, &ask.path)?;
+        let registry = Origin::of(&uri);
+        for _ in 0..=MAX_REDIRECTS {
+            let here = Origin::of(&uri);
+            let answer = self.http.send(&Call {
+                method: ask.method.clone(),
+                uri: &uri,
+                accept: ask.accept,
+                authorization: header.filter(|_| here.is_some() && here == registry),
+                from: ask.from,
+            })?;
+            if !matches!(answer.status, 301 | 302 | 303 | 307 | 308) {
+                return Ok(answer);
+            }
+            let redirect = |problem| RegistryError::Redirect {
+                host: answer.host.clone(),
+                problem,
+            };
+            let location = answer
+                .header("location")
+                .ok_or_else(|| redirect("it names no target"))?;
+            let target = address::resolve_location(&uri, location)
+                .ok_or_else(|| redirect("its target is malformed"))?;
+            let here = here.ok_or_else(|| redirect("it comes from nowhere"))?;
+            if let Some(problem) =
+                address::redirect_problem(&here, &target, self.settings.allow_http)
+            {
+                return Err(redirect(problem));
+            }
+            let _ = answer.read_body(MAX_ERROR);
+            uri = target;
+        }
+        Err(RegistryError::Redirect {
+            host: uri.host().unwrap_or_default().to_owned(),
+            problem: "there are too many in a row",
+        })
+    }
+
+    /// What an answer that is no success means.
+    fn failure(&self, ask: &Ask, answer: Answer) -> RegistryError {
+        let (status, host) = (answer.status, answer.host.clone());
+        let retry_after = retry::asked_pause(&answer);
+        let is_registrys_own = answer.header("docker-distribution-api-version").is_some();
+        let body = answer
+            .read_body(MAX_ERROR)
+            .ok()
+            .flatten()
+            .unwrap_or_default();
+        let stated = stated_errors(&body);
+        let detail = stated
+            .as_deref()
+            .filter(|text| !text.is_empty())
+            .map_or_else(String::new, |text| format!(": {text}"));
+        let repository = format!("{}/{}", self.registry, self.repository);
+        match status {
+            401 | 403 if host == address::host_of(&self.registry) => {
+                self.unauthorized(repository, detail)
+            }
+            404 if ask.path.starts_with("manifests/") => {
+                if is_registrys_own || stated.is_some() || ask.method == Method::HEAD {
+                    RegistryError::UnknownImage {
+                        repository,
+                        wanted: ask.path.trim_start_matches("manifests/").to_owned(),
+                        detail,
+                    }
+                } else {
+                    RegistryError::NotARegistry {
+                        registry: self.registry.clone(),
+                        status,
+                    }
+                }
+            }
+            429 => RegistryError::RateLimited { host, retry_after },
+            _ => RegistryError::Status {
+                host,
+                status,
+                what: ask.what.clone(),
+                detail,
+                retry_after,
+            },
+        }
+    }
+
+    fn unauthorized(&self, repository: String, detail: String) -> RegistryError {
+        let identity = self.lock_identity();
+        let user = identity
+            .credential
+            .as_ref()
+            .and_then(Option::as_ref)
+            .map(|credential| credential.user.clone());
+        let whom = match (&user, &identity.withheld_from) {
+            (Some(_), Some(realm)) => {
+                format!(
+                    "without credentials, which were not sent since the token service `{realm}` is not the registry's own"
+                )
+            }
+            (Some(user), None) => format!("to user `{user}`"),
+            (None, _) => "without credentials".to_owned(),
+        };
+        RegistryError::Unauthorized {
+            repository,
+            whom,
+            with_credentials: user.is_some(),
+            detail,
+        }
+    }
+
+    /// Begins to receive a blob from a byte on.
+    pub(super) fn open_blob(&self, digest: Digest, from: u64) -> Result<Answer, RegistryError> {
+        self.attempt(&Ask {
+            method: Method::GET,
+            path: format!("blobs/{digest}"),
+            accept: None,
+            from,
+            what: format!("blob {digest}"),
+        })
+    }
+
+    /// A small blob, not verified.
+    fn small_blob(&self, digest: Digest, limit: u64) -> Result<Vec<u8>, SourceError> {
+        let ask = Ask {
+            method: Method::GET,
+            path: format!("blobs/{digest}"),
+            accept: None,
+            from: 0,
+            what: format!("blob {digest}"),
+        };
+        self.small(&ask, limit).map(|(text, _)| text)
+    }
+
+    /// A whole small answer and its media type. A transfer that is cut is begun again.
+    fn small(&self, ask: &Ask, limit: u64) -> Result<(Vec<u8>, String), SourceError> {
+        let mut backoff = self.backoff();
+        loop {
+            let answer = self.request(ask)?;
+            let media_type = answer.header("content-type").unwrap_or_default().to_owned();
+            match answer.read_body(limit) {
+                Ok(Some(text)) => return Ok((text, media_type)),
+                Ok(None) => {
+                    return Err(SourceError::TooLarge {
+                        what: ask.what.clone(),
+                        expected: limit,
+                    });
+                }
+                Err(error) => self.pause_after(error, &mut backoff)?,
+            }
+        }
+    }
+
+    fn manifest_ask(&self, method: Method, wanted: &str) -> Ask {
+        Ask {
+            method,
+            path: format!("manifests/{wanted}"),
+            accept: Some(ACCEPT_MANIFEST),
+            from: 0,
+            what: format!(
+                "the manifest `{wanted}` of `{}/{}`",
+                self.registry, self.repository
+            ),
+        }
+    }
+
+    /// An index or manifest by tag or digest; verified where it is by digest.
+    fn manifest(&self, wanted: &str, digest: Option<Digest>) -> Result<Fetched, SourceError> {
+        let ask = self.manifest_ask(Method::GET, wanted);
+        let (text, media_type) = self.small(&ask, MAX_MANIFEST)?;
+        if media_type.starts_with("text/html") {
+            return Err(RegistryError::NotARegistry {
+                registry: self.registry.clone(),
+                status: 200,
+            }
+            .into());
+        }
+        if let Some(expected) = digest {
+            resolve::check_digest(&ask.what, expected, &text)?;
+        }
+        Ok(Fetched {
+            digest: digest.unwrap_or_else(|| Digest::of(&text)),
+            media_type,
+            text,
+            chosen: false,
+        })
+    }
+
+    /// Digest and kind of what a tag stands for, without fetching it; None when the registry does not tell, or denies it: then a GET
+    /// will say why.
+    fn head(&self, tag: &str) -> Result<Option<Head>, RegistryError> {
+        let answer = match self.request(&self.manifest_ask(Method::HEAD, tag)) {
+            Ok(answer) => answer,
+            Err(
+                error @ (RegistryError::Stopped
+                | RegistryError::Connect { .. }
+                | RegistryError::Resolve { .. }
+                | RegistryError::Tls { .. }
+                | RegistryError::Timeout { .. }
+                | RegistryError::Credentials { .. }
+                | RegistryError::Authorities { .. }
+                | RegistryError::RateLimited { .. }),
+            ) => return Err(error),
+            Err(_) => return Ok(None),
+        };
+        let digest = answer
+            .header("docker-content-digest")
+            .and_then(|text| text.trim().parse().ok());
+        let kind = MediaKind::of(answer.header("content-type").unwrap_or_default());
+        Ok(digest.map(|digest| Head { digest, kind }))
+    }
+}
+
+/// What a HEAD request tells.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    digest: Digest,
+    kind: Option<MediaKind>,
+}
+
+/// The messages of an error body (distribution specification, "Error Codes"), fit to be shown; None when it is none.
+fn stated_errors(body: &[u8]) -> Option<String> {
+    let parsed: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let messages: Vec<&str> = parsed
+        .get("errors")?
+        .as_array()?
+        .iter()
+        .filter_map(|error| {
+            error
+                .get("message")
+                .and_then(serde_json::Value::as_str)
+                .filter(|text| !text.is_empty())
+                .or_else(|| error.get("code").and_then(serde_json::Value::as_str))
+        })
+        .collect();
+    let text: String = messages
+        .join("; ")
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(300)
+        .collect();
+    Some(text)
+}
+
+/// Documents of the repository, taken from and put into the store where there is one.
+pub(super) struct CachedDocuments<'a> {
+    pub(super) client: &'a Client,
+    pub(super) store: Option<&'a Store>,
+}
+
+impl CachedDocuments<'_> {
+    /// Asks what the reference's tag stands for. None when it has a digest already, or the registry does not tell.
+    pub(super) fn head(&self, reference: &RegistryReference) -> Result<Option<Head>, SourceError> {
+        match reference.digest {
+            Some(_) => Ok(None),
+            None => Ok(self.client.head(&reference.wanted())?),
+        }
+    }
+
+    /// The index or manifest that the reference names. A HEAD request comes first where the store may save the GET, which is what public
+    /// registries count.
+    pub(super) fn top(
+        &self,
+        reference: &RegistryReference,
+        head: Option<Head>,
+    ) -> Result<Fetched, SourceError> {
+        let digest = match (reference.digest, head) {
+            (Some(digest), _) => Some(digest),
+            (None, Some(head)) => Some(head.digest),
+            (None, None) if self.store.is_some() => self.head(reference)?.map(|head| head.digest),
+            (None, None) => None,
+        };
+        match digest {
+            Some(digest) => self.manifest(digest),
+            None => {
+                let fetched = self.client.manifest(&reference.wanted(), None)?;
+                self.keep(fetched.digest, &fetched.text)?;
+                Ok(fetched)
+            }
+        }
+    }
+
+    fn manifest(&self, digest: Digest) -> Result<Fetched, SourceError> {
+        if let Some(text) = self.kept(digest, MAX_MANIFEST)? {
+            return Ok(Fetched {
+                digest,
+                media_type: String::new(),
+                text,
+                chosen: false,
+            });
+        }
+        let fetched = self.client.manifest(&digest.to_string(), Some(digest))?;
+        self.keep(digest, &fetched.text)?;
+        Ok(fetched)
+    }
+
+    /// A document in the store; None when it is missing there, damaged or too large.
+    fn kept(&self, digest: Digest, limit: u64) -> Result<Option<Vec<u8>>, SourceError> {
+        use std::io::Read as _;
+        let Some(file) = self
+            .store
+            .map(|store| store.blob(&digest))
+            .transpose()?
+            .flatten()
+        else {
+            return Ok(None);
+        };
+        let mut text = Vec::new();
+        let read = file.take(limit).read_to_end(&mut text);
+        Ok((read.is_ok() && Digest::of(&text) == digest).then_some(text))
+    }
+
+    fn keep(&self, digest: Digest, text: &[u8]) -> Result<(), SourceError> {
+        use std::io::Write as _;
+        let Some(store) = self.store else {
+            return Ok(());
+        };
+        let pending = store.begin_blob(&digest)?;
+        pending
+            .file()
+            .write_all(text)
+            .map_err(|source| StoreError::Write {
+                path: pending.path().to_owned(),
+                source,
+            })?;
+        Ok(pending.commit()?)
+    }
+}
+
+impl Head {
+    /// The digest, if it is that of a manifest.
+    pub(super) fn manifest(&self) -> Option<Digest> {
+        (self.kind == Some(MediaKind::Manifest)).then_some(self.digest)
+    }
+}
+
+impl Documents for CachedDocuments<'_> {
+    fn document(&self, descriptor: &Descriptor, _: u64) -> Result<Vec<u8>, SourceError> {
+        let fetched = self.manifest(descriptor.digest)?;
+        resolve::check_content("the manifest", descriptor, &fetched.text)?;
+        Ok(fetched.text)
+    }
+
+    fn blob(&self, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8>, SourceError> {
+        if let Some(text) = self.kept(descriptor.digest, limit)? {
+            resolve::check_content("the config", descriptor, &text)?;
+            return Ok(text);
+        }
+        let text = self.client.small_blob(descriptor.digest, limit)?;
+        resolve::check_content("the config", descriptor, &text)?;
+        self.keep(descriptor.digest, &text)?;
+        Ok(text)
+    }
+}

@@ -1,0 +1,125 @@
+//! `tar:`: a root file system as one tar, from a file or from standard input.
+//!
+//! What `docker export` and `debootstrap`-like tools write. One layer, no manifest, no config; compressed or not is for the decoder to see.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::archive::FileRange;
+use super::verified::Verified;
+use super::{LayerBlob, ResolvedImage, Source, SourceError, Task};
+use crate::digest::Digest;
+use crate::platform::Platform;
+
+/// A root file system as one tar.
+#[derive(Debug)]
+pub(super) struct FlatTar {
+    input: Input,
+    reference: String,
+}
+
+#[derive(Debug)]
+enum Input {
+    File {
+        path: PathBuf,
+        range: FileRange,
+        size: u64,
+    },
+    /// Can be taken once. Pipes named by a path are the same.
+    Stream(Mutex<Option<File>>),
+}
+
+impl FlatTar {
+    pub(super) fn file(path: &Path) -> Result<Self, SourceError> {
+        let unreadable = |source| SourceError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(unreadable)?;
+        let metadata = file.metadata().map_err(unreadable)?;
+        if metadata.is_dir() {
+            return Err(SourceError::NotA {
+                path: path.to_owned(),
+                expected: "tar",
+                problem: "it is a directory".to_owned(),
+            });
+        }
+        let input = if metadata.is_file() {
+            Input::File {
+                path: path.to_owned(),
+                range: FileRange::whole(file, metadata.len()),
+                size: metadata.len(),
+            }
+        } else {
+            Input::Stream(Mutex::new(Some(file)))
+        };
+        Ok(Self {
+            input,
+            reference: format!("tar:{}", path.display()),
+        })
+    }
+
+    pub(super) fn stdin() -> Result<Self, SourceError> {
+        let handle = rustix::stdio::stdin()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|source| SourceError::Read {
+                path: PathBuf::from("-"),
+                source,
+            })?;
+        Ok(Self {
+            input: Input::Stream(Mutex::new(Some(File::from(handle)))),
+            reference: "tar:-".to_owned(),
+        })
+    }
+}
+
+impl Source for FlatTar {
+    fn resolve(&self, _: &Platform, task: Task<'_>) -> Result<ResolvedImage, SourceError> {
+        task.cancel.check()?;
+        let size = match &self.input {
+            Input::File { size, .. } => Some(*size),
+            Input::Stream(_) => None,
+        };
+        Ok(ResolvedImage {
+            reference: self.reference.clone(),
+            digest: None,
+            config: None,
+            layers: vec![LayerBlob {
+                digest: None,
+                size,
+                diff_id: None,
+            }],
+        })
+    }
+
+    fn digest(&self, _: &Platform, _: Task<'_>) -> Result<Option<Digest>, SourceError> {
+        Ok(None)
+    }
+
+    fn open_layer<'a>(
+        &'a self,
+        image: &ResolvedImage,
+        layer: usize,
+        _: Task<'a>,
+    ) -> Result<Box<dyn Read + Send + 'a>, SourceError> {
+        image.layer(layer)?;
+        match &self.input {
+            Input::File { path, range, size } => Ok(Box::new(Verified::new(
+                range.clone(),
+                format!("`{}`", path.display()),
+                None,
+                Some(*size),
+            ))),
+            Input::Stream(stream) => stream
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take()
+                .map(|file| Box::new(file) as Box<dyn Read + Send>)
+                .ok_or(SourceError::ReadTwice),
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! What the store remembers about an image besides its content.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+use crate::output::Output;
+
+/// Longest record that is read, in bytes.
+const MAX_RECORD: u64 = 1 << 20;
+
+/// Facts about a finished image, for people and for listing; nothing that changes how it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// The reference it was first made from, in canonical form.
+    pub reference: String,
+    /// Digest of the manifest.
+    pub manifest: String,
+    /// The options it was made with, as text.
+    pub options: String,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+impl ImageRecord {
+    pub(super) fn read(path: &Path) -> Result<Option<Self>, StoreError> {
+        use std::io::Read as _;
+        let mut text = Vec::new();
+        match std::fs::File::open(path)
+            .and_then(|file| file.take(MAX_RECORD).read_to_end(&mut text))
+        {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                return Err(StoreError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        }
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|source| StoreError::Record {
+                path: path.to_owned(),
+                source,
+            })
+    }
+
+    pub(super) fn write(&self, path: &Path) -> Result<(), StoreError> {
+        let mut text = serde_json::to_vec_pretty(self).map_err(|source| StoreError::Record {
+            path: path.to_owned(),
+            source,
+        })?;
+        text.push(b'\n');
+        let output = Output::create(path, true)?;
+        output
+            .file()
+            .write_all(&text)
+            .map_err(|source| StoreError::Write {
+                path: path.to_owned(),
+                source,
+            })?;
+        output.commit_unsynced()?;
+        Ok(())
+    }
+}
