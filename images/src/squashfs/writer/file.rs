@@ -1,6 +1,10 @@
 //! The content of one file on its way into blocks.
 
+use std::fs::File;
 use std::io::Read;
+
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
 
 use super::pipeline::{Pipeline, Slot};
 use super::{Content, Tail, WriteError, Writer};
@@ -73,6 +77,40 @@ impl<'a> FileWriter<'a> {
                     missing: self.left(),
                 });
             }
+        }
+        Ok(())
+    }
+
+    /// Takes the `length` bytes at `offset` in a file, straight into the blocks.
+    pub fn read_from_file(
+        &mut self,
+        file: &File,
+        mut offset: u64,
+        length: u64,
+    ) -> Result<(), WriteError> {
+        self.check_room(length)?;
+        let mut left = length;
+        while left > 0 {
+            let (buffer, room) = self.buffer()?;
+            let start = buffer.len();
+            // There may be space for more than belongs here: what is read into it is dropped.
+            let got = match rustix::io::pread(file, spare_capacity(buffer), offset) {
+                Ok(got) => got
+                    .min(room)
+                    .min(usize::try_from(left).unwrap_or(usize::MAX)),
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(WriteError::Read(error.into())),
+            };
+            buffer.truncate(start + got);
+            if got == 0 {
+                return Err(WriteError::ContentShort {
+                    announced: self.size,
+                    missing: self.left(),
+                });
+            }
+            left -= got as u64;
+            offset += got as u64;
+            self.advance(got)?;
         }
         Ok(())
     }

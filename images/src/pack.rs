@@ -1,1 +1,0 @@
-//! A directory becomes an image.
