@@ -19,6 +19,31 @@ pub struct Config {
     pub config_path: PathBuf,
     /// Threads for compression and decompression. `CISTA_MAX_PROCESSORS`, the processors that this process may use.
     pub max_processors: usize,
+    /// How an image becomes a root file system. `CISTA_MOUNT`: `auto`, `fuse` or `unpack`.
+    pub mount: MountMethod,
+    /// Bytes of decoded blocks that the server of an image keeps in memory. `CISTA_IMAGE_CACHE_SIZE`, 256 MiB.
+    pub image_cache: usize,
+    /// Bytes that a container may keep in memory as files: `/tmp` and, where they do not persist, changes of its root. `CISTA_SCRATCH_SIZE`; None
+    /// for the kernel's default, half of the memory.
+    pub scratch_size: Option<u64>,
+}
+
+/// How an image becomes a root file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MountMethod {
+    /// The best that works here.
+    #[default]
+    Auto,
+    /// Our FUSE server, or an error.
+    Fuse,
+    /// An unpacked copy in the cache.
+    Unpack,
+}
+
+/// A variable of the caller's environment, for what is passed into a container by name.
+#[must_use]
+pub fn host_variable(name: &std::ffi::OsStr) -> Option<OsString> {
+    std::env::var_os(name)
 }
 
 /// A setting that cannot be used.
@@ -91,7 +116,43 @@ impl Config {
                     expected: "expected a number from 1 to 1024",
                 })?,
         };
+        let mount = match variable("CISTA_MOUNT") {
+            None => MountMethod::Auto,
+            Some(value) => match value.to_str() {
+                Some("auto") => MountMethod::Auto,
+                Some("fuse") => MountMethod::Fuse,
+                Some("unpack") => MountMethod::Unpack,
+                _ => {
+                    return Err(ConfigError::Value {
+                        variable: "CISTA_MOUNT",
+                        value: value.to_string_lossy().into_owned(),
+                        expected: "expected `auto`, `fuse` or `unpack`",
+                    });
+                }
+            },
+        };
+        let size = |name: &'static str| {
+            match variable(name) {
+            None => Ok(None),
+            Some(value) => value
+                .to_str()
+                .and_then(parse_size)
+                .map(Some)
+                .ok_or_else(|| ConfigError::Value {
+                    variable: name,
+                    value: value.to_string_lossy().into_owned(),
+                    expected: "expected a number of bytes, perhaps followed by `K`, `M`, `G` or `T`",
+                }),
+        }
+        };
+        let image_cache = size("CISTA_IMAGE_CACHE_SIZE")?.map_or(DEFAULT_IMAGE_CACHE, |bytes| {
+            usize::try_from(bytes).unwrap_or(usize::MAX)
+        });
+        let scratch_size = size("CISTA_SCRATCH_SIZE")?;
         Ok(Self {
+            mount,
+            image_cache,
+            scratch_size,
             cache_path: directory("cache", "CISTA_CACHE_PATH", "XDG_CACHE_HOME", ".cache")?,
             data_path: directory("data", "CISTA_DATA_PATH", "XDG_DATA_HOME", ".local/share")?,
             runtime_path,
@@ -103,5 +164,44 @@ impl Config {
             )?,
             max_processors,
         })
+    }
+}
+
+/// Bytes of decoded blocks that the server of an image keeps unless told otherwise.
+const DEFAULT_IMAGE_CACHE: usize = 256 << 20;
+
+/// A number of bytes with an optional binary unit, such as `256M`.
+fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let (digits, shift) = match text.char_indices().last()? {
+        (at, 'k' | 'K') => (&text[..at], 10),
+        (at, 'm' | 'M') => (&text[..at], 20),
+        (at, 'g' | 'G') => (&text[..at], 30),
+        (at, 't' | 'T') => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().ok()?;
+    number.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", Some(0)),
+            ("4096", Some(4096)),
+            ("256M", Some(256 << 20)),
+            (" 1g ", Some(1 << 30)),
+            ("", None),
+            ("M", None),
+            ("1.5G", None),
+            ("99999999T", None),
+            ("1é", None),
+        ] {
+            assert_eq!(parse_size(text), bytes, "{text}");
+        }
     }
 }

@@ -3,11 +3,13 @@
 //! - [`cli`]: one file a command
 //! - [`ui`]: the only place that writes to stdout and stderr
 //! - [`config`]: typed settings; the only place that reads the process environment
-//! - `container`: specification, namespaces, root file system, mounts, exec
+//! - [`container`]: specification, namespaces, root file system, mounts, exec
 //! - [`fuse`]: serves a squashfs image to the kernel
-//! - `sys`: the only place with `unsafe`
+//! - [`sys`]: the only place with `unsafe`
 
 pub mod cli;
 pub mod config;
+pub mod container;
 pub mod fuse;
+pub mod sys;
 pub mod ui;

@@ -1,13 +1,205 @@
 //! `cista start`: start a container or an image
 
-use std::process::ExitCode;
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use super::{Context, Outcome};
+use super::{Context, Failure, Outcome, status};
+use crate::config;
+use crate::container::identity_map::UserNamespaceError;
+use crate::container::image::ImageError;
+use crate::container::named::{Container, ContainerError};
+use crate::container::program::ProgramError;
+use crate::container::{self, Root, Spec, StartError, environment, fstab};
+use crate::ui;
 
-/// start a container or an image
+/// Start a container or an image
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+pub(super) struct Args {
+    #[command(flatten)]
+    options: Options,
+    /// Container (see `list`) or image file
+    #[arg(value_name = "NAME|IMAGE")]
+    target: PathBuf,
+    /// Program and arguments; the image's own when left out
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    command: Vec<OsString>,
+}
 
-pub(super) fn run(_args: Args, _context: &Context) -> Outcome {
-    Ok(ExitCode::FAILURE)
+/// How a container is started; shared with `run`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Set a variable, or take the host's value
+    #[arg(short, long = "env", value_name = "KEY[=VALUE]")]
+    env: Vec<OsString>,
+    /// Be root inside
+    #[arg(short, long)]
+    root: bool,
+    /// Make the root file system writable
+    #[arg(short = 'w', long)]
+    rw: bool,
+    /// Mount something of the host: fields of fstab(5), separated by colons
+    #[arg(short, long = "mount", value_name = "FSTAB")]
+    mount: Vec<OsString>,
+}
+
+pub(super) fn run(args: Args, context: &Context) -> Outcome {
+    let root = find(&args.target, context).map_err(|failure| failure.with_status(status::SETUP))?;
+    start(root, &args.options, args.command, context)
+}
+
+/// What a command line names: a file is an image, everything else the name of a container.
+fn find(target: &Path, context: &Context) -> Result<Root, Failure> {
+    if target.is_file() {
+        return Ok(Root::Image(target.to_owned()));
+    }
+    let found = if target.as_os_str().as_encoded_bytes().contains(&b'/') {
+        // Never a name: say what is wrong with the file.
+        let source = std::fs::metadata(target)
+            .err()
+            .unwrap_or_else(|| io::Error::other("it is not a file"));
+        return Err(StartError::from(ImageError::Open {
+            path: target.to_owned(),
+            source,
+        })
+        .into());
+    } else {
+        Container::open(&context.config.data_path, target.as_os_str())
+    };
+    found.map(Root::Container).map_err(|error| {
+        let hint = match &error {
+            ContainerError::NotFound { .. } => Some(
+                "there is no image file of that name either; `cista list` shows the containers",
+            ),
+            _ => None,
+        };
+        let failure = Failure::new(error);
+        match hint {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    })
+}
+
+/// Starts something: this process becomes its program. Returns only a failure.
+pub(super) fn start(
+    root: Root,
+    options: &Options,
+    command: Vec<OsString>,
+    context: &Context,
+) -> Outcome {
+    let spec =
+        spec(root, options, command).map_err(|failure| failure.with_status(status::SETUP))?;
+    let tell = |text: &str| {
+        if context.verbose {
+            ui::message(text);
+        }
+    };
+    match container::start(&spec, &context.config, &tell, &|text| ui::warning(text)) {
+        Ok(never) => match never {},
+        Err(error) => Err(failure(error)),
+    }
+}
+
+fn spec(root: Root, options: &Options, command: Vec<OsString>) -> Result<Spec, Failure> {
+    let environment = options
+        .env
+        .iter()
+        .filter_map(|option| environment::parse_option(option, config::host_variable).transpose())
+        .collect::<Result<_, _>>()?;
+    let mounts = options
+        .mount
+        .iter()
+        .map(|option| fstab::parse_option(option))
+        .collect::<Result<_, _>>()?;
+    Ok(Spec {
+        root,
+        writable: options.rw,
+        remap_root: options.root,
+        mounts,
+        environment,
+        command,
+    })
+}
+
+fn failure(error: StartError) -> Failure {
+    let status = match &error {
+        StartError::Program(ProgramError::NotFound { .. }) => status::NOT_FOUND,
+        StartError::Program(ProgramError::CannotExecute { .. }) => status::CANNOT_EXECUTE,
+        _ => status::SETUP,
+    };
+    let hint = hint(&error);
+    let failure = Failure::new(error).with_status(status);
+    match hint {
+        Some(hint) => failure.with_hint(hint),
+        None => failure,
+    }
+}
+
+/// What can be done about an error, where we know it.
+fn hint(error: &StartError) -> Option<String> {
+    match error {
+        StartError::UserNamespace(
+            UserNamespaceError::Create(source) | UserNamespaceError::Map { source, .. },
+        ) => user_namespace_hint(source),
+        StartError::Image(ImageError::Device(source)) => Some(match source.kind() {
+            io::ErrorKind::NotFound => {
+                "load the `fuse` kernel module (`modprobe fuse`), or set `CISTA_MOUNT=unpack`".into()
+            }
+            _ => "every user may open /dev/fuse on a usual system (`chmod 0666 /dev/fuse`); or set `CISTA_MOUNT=unpack`".into(),
+        }),
+        StartError::Container(ContainerError::Busy { .. }) => Some(
+            "one start at a time may write to a container; starts without `-w` are not limited".into(),
+        ),
+        StartError::Root(_) => Some(
+            "changes need a file system that overlayfs can write to (not NFS or Lustre): `CISTA_DATA_PATH` may name one, or `cista create --unpack` makes a plain tree".into(),
+        ),
+        StartError::Program(ProgramError::CannotExecute { source, .. })
+            if source.raw_os_error() == Some(libc::ENOEXEC) =>
+        {
+            Some("the program may be for another processor architecture".into())
+        }
+        _ => None,
+    }
+}
+
+/// Which of the kernel's switches keeps users from user namespaces.
+fn user_namespace_hint(source: &io::Error) -> Option<String> {
+    let setting = |name: &str| {
+        std::fs::read_to_string(Path::new("/proc/sys").join(name))
+            .ok()
+            .map(|value| value.trim().to_owned())
+    };
+    if !matches!(
+        source.raw_os_error(),
+        Some(libc::EPERM | libc::ENOSPC | libc::EACCES | libc::EINVAL)
+    ) {
+        return None;
+    }
+    if setting("user/max_user_namespaces").as_deref() == Some("0") {
+        return Some(
+            "user namespaces are off: an administrator can allow them with `sysctl -w user.max_user_namespaces=65536`"
+                .into(),
+        );
+    }
+    if setting("kernel/unprivileged_userns_clone").as_deref() == Some("0") {
+        return Some(
+            "user namespaces are off for users: an administrator can allow them with `sysctl -w kernel.unprivileged_userns_clone=1`"
+                .into(),
+        );
+    }
+    if setting("kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1") {
+        return Some(
+            "AppArmor restricts user namespaces: an administrator can allow them with `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`, \
+             or for this program alone with a profile that has `userns,`"
+                .into(),
+        );
+    }
+    (source.raw_os_error() == Some(libc::ENOSPC)).then(|| {
+        "the limit of user namespaces is reached; `sysctl user.max_user_namespaces` shows it".into()
+    })
 }

@@ -1,0 +1,251 @@
+//! `/etc/passwd` and `/etc/group` of a container, and who the user is in it.
+//!
+//! Programs ask these files for names and home directories, and an image does not know the user who starts it. So, as
+//! enroot does, the entries of root, nobody and the user come first, then those of the image that they do not replace.
+
+use std::path::Path;
+
+use crate::sys::accounts;
+
+/// Who runs the container's program, as seen inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The user's entry, without the shell being checked against the image.
+    pub user: accounts::User,
+    /// Name of the user's group.
+    pub group: Vec<u8>,
+}
+
+/// The user and group of the kernel's overflow ids: what an id shows as that has no mapping.
+const NOBODY: u32 = 65534;
+
+/// Where the name of a user stands in the simple case, and is found without the C library's name service.
+const PASSWD: &str = "/etc/passwd";
+const GROUP: &str = "/etc/group";
+
+/// Looks the user up on the host: in the files first, since that costs a tenth of asking the name service.
+///
+/// A user without an entry is called by the number and lives in `/`.
+#[must_use]
+pub fn host_identity(uid: u32, gid: u32) -> Identity {
+    let passwd = std::fs::read(PASSWD).unwrap_or_default();
+    let user = lines(&passwd)
+        .find_map(|line| parse_user(line).filter(|user| user.uid == uid))
+        .or_else(|| accounts::user(uid))
+        .unwrap_or_else(|| accounts::User {
+            name: uid.to_string().into_bytes(),
+            uid,
+            gid,
+            gecos: Vec::new(),
+            home: b"/".to_vec(),
+            shell: Vec::new(),
+        });
+    let group_file = std::fs::read(GROUP).unwrap_or_default();
+    let group = lines(&group_file)
+        .find_map(|line| {
+            let mut fields = line.split(|&byte| byte == b':');
+            let name = fields.next()?;
+            (number(fields.nth(1)?)? == gid).then(|| name.to_vec())
+        })
+        .or_else(|| accounts::group_name(gid))
+        .unwrap_or_else(|| gid.to_string().into_bytes());
+    Identity {
+        user: accounts::User { uid, gid, ..user },
+        group,
+    }
+}
+
+/// The user as root of a container, with the shell of the user on the host.
+#[must_use]
+pub fn root_identity(shell: Vec<u8>) -> Identity {
+    Identity {
+        user: accounts::User {
+            name: b"root".to_vec(),
+            uid: 0,
+            gid: 0,
+            gecos: b"root".to_vec(),
+            home: b"/root".to_vec(),
+            shell,
+        },
+        group: b"root".to_vec(),
+    }
+}
+
+/// Chooses the shell: the user's own where the image has it, otherwise the one that the image's useradd(8) would set, or `/bin/sh`.
+#[must_use]
+pub fn choose_shell(
+    wanted: &[u8],
+    useradd: Option<&[u8]>,
+    is_executable: impl Fn(&[u8]) -> bool,
+) -> Vec<u8> {
+    if wanted.starts_with(b"/") && is_executable(wanted) {
+        return wanted.to_vec();
+    }
+    setting(useradd.unwrap_or_default(), b"SHELL=")
+        .filter(|shell| shell.starts_with(b"/"))
+        .unwrap_or(b"/bin/sh")
+        .to_vec()
+}
+
+/// The value of a `NAME=value` line.
+fn setting<'a>(file: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    lines(file).find_map(|line| line.trim_ascii().strip_prefix(name))
+}
+
+/// The content of `/etc/passwd`: our entries, then those of the image with other names.
+///
+/// `debian` leaves out `_apt`: apt would drop its privileges to that user, and fail, since no other user id is mapped.
+#[must_use]
+pub fn passwd(identity: &Identity, shell: &[u8], image: &[u8], debian: bool) -> Vec<u8> {
+    let user = &identity.user;
+    let mut content = Vec::with_capacity(image.len() + 256);
+    let mut names: Vec<&[u8]> = vec![b"root", b"nobody"];
+    content.extend_from_slice(b"root:x:0:0:root:/root:");
+    content.extend_from_slice(shell);
+    content.extend_from_slice(
+        format!("\nnobody:x:{NOBODY}:{NOBODY}:nobody:/:/sbin/nologin\n").as_bytes(),
+    );
+    if user.name != b"root" {
+        names.push(&user.name);
+        for (field, end) in [
+            (&user.name[..], b':'),
+            (b"x", b':'),
+            (user.uid.to_string().as_bytes(), b':'),
+            (user.gid.to_string().as_bytes(), b':'),
+            (&user.gecos, b':'),
+            (&user.home, b':'),
+            (shell, b'\n'),
+        ] {
+            content.extend_from_slice(field);
+            content.push(end);
+        }
+    }
+    append_others(&mut content, image, &names, debian);
+    content
+}
+
+/// The content of `/etc/group`; see [`passwd`].
+#[must_use]
+pub fn group(identity: &Identity, image: &[u8], debian: bool) -> Vec<u8> {
+    let mut content = Vec::with_capacity(image.len() + 128);
+    let mut names: Vec<&[u8]> = vec![b"root", b"nogroup"];
+    content.extend_from_slice(format!("root:x:0:\nnogroup:x:{NOBODY}:\n").as_bytes());
+    if identity.group != b"root" {
+        names.push(&identity.group);
+        content.extend_from_slice(&identity.group);
+        content.extend_from_slice(format!(":x:{}:\n", identity.user.gid).as_bytes());
+    }
+    append_others(&mut content, image, &names, debian);
+    content
+}
+
+fn append_others(content: &mut Vec<u8>, image: &[u8], names: &[&[u8]], debian: bool) {
+    for line in lines(image) {
+        let name = line.split(|&byte| byte == b':').next().unwrap_or_default();
+        // Lines of NIS compatibility (`+`, `-`) would have the C library ask a directory that is not there.
+        let odd = name.is_empty() || matches!(name[0], b'+' | b'-');
+        if odd || names.contains(&name) || (debian && name == b"_apt") {
+            continue;
+        }
+        content.extend_from_slice(line);
+        content.push(b'\n');
+    }
+}
+
+fn lines(file: &[u8]) -> impl Iterator<Item = &[u8]> {
+    file.split(|&byte| byte == b'\n')
+        .filter(|line| !line.is_empty())
+}
+
+fn number(field: &[u8]) -> Option<u32> {
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+fn parse_user(line: &[u8]) -> Option<accounts::User> {
+    let fields: Vec<&[u8]> = line.split(|&byte| byte == b':').collect();
+    let [name, _, uid, gid, gecos, home, shell] = fields[..] else {
+        return None;
+    };
+    Some(accounts::User {
+        name: name.to_vec(),
+        uid: number(uid)?,
+        gid: number(gid)?,
+        gecos: gecos.to_vec(),
+        home: home.to_vec(),
+        shell: shell.to_vec(),
+    })
+}
+
+/// Whether a home directory may be made in an image: an absolute path that is not the root.
+#[must_use]
+pub fn is_home(home: &Path) -> bool {
+    home.is_absolute() && home != Path::new("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(name: &str) -> Identity {
+        Identity {
+            user: accounts::User {
+                name: name.into(),
+                uid: 1000,
+                gid: 100,
+                gecos: b"A. User".to_vec(),
+                home: b"/home/u".to_vec(),
+                shell: b"/bin/zsh".to_vec(),
+            },
+            group: b"users".to_vec(),
+        }
+    }
+
+    #[test]
+    fn ours_come_first_and_replace_the_images() {
+        let image = b"root:x:0:0::/:/bin/false\ndaemon:x:1:1::/:\nu:x:7:7::/:\n_apt:x:42:65534::/:\n+nis\n\nlast:x:9:9::/:";
+        let content = passwd(&identity("u"), b"/bin/sh", image, true);
+        assert_eq!(
+            String::from_utf8(content).unwrap(),
+            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n\
+             u:x:1000:100:A. User:/home/u:/bin/sh\ndaemon:x:1:1::/:\nlast:x:9:9::/:\n"
+        );
+        let content = group(
+            &identity("u"),
+            b"root:x:0:x\nusers:x:5:\n_apt:x:1:\nwheel:x:10:\n",
+            false,
+        );
+        assert_eq!(
+            String::from_utf8(content).unwrap(),
+            "root:x:0:\nnogroup:x:65534:\nusers:x:100:\n_apt:x:1:\nwheel:x:10:\n"
+        );
+    }
+
+    /// A named container keeps what was generated: doing it again must not change it.
+    #[test]
+    fn generating_twice_gives_the_same() {
+        let image = b"root:x:0:0::/:/bin/false\nbin:x:1:1::/:\n";
+        let once = passwd(&identity("u"), b"/bin/sh", image, false);
+        assert_eq!(passwd(&identity("u"), b"/bin/sh", &once, false), once);
+        let once = group(&identity("u"), image, false);
+        assert_eq!(group(&identity("u"), &once, false), once);
+        let root = root_identity(b"/bin/sh".to_vec());
+        let once = passwd(&root, b"/bin/sh", image, false);
+        assert_eq!(once.iter().filter(|&&byte| byte == b'\n').count(), 3);
+    }
+
+    #[test]
+    fn the_shell_is_one_that_the_image_has() {
+        let has = |shells: &'static [&'static [u8]]| move |shell: &[u8]| shells.contains(&shell);
+        assert_eq!(
+            choose_shell(b"/bin/zsh", None, has(&[b"/bin/zsh"])),
+            b"/bin/zsh"
+        );
+        assert_eq!(choose_shell(b"/bin/zsh", None, has(&[])), b"/bin/sh");
+        let useradd = b"# SHELL=/x\nHOME=/home\nSHELL=/bin/bash\n";
+        assert_eq!(
+            choose_shell(b"/bin/zsh", Some(useradd), has(&[])),
+            b"/bin/bash"
+        );
+        assert_eq!(choose_shell(b"relative", None, |_| true), b"/bin/sh");
+    }
+}

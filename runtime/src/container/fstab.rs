@@ -1,0 +1,464 @@
+//! The fstab dialect in which mounts are described: fstab(5) and the options of mount(8), with enroot's additions.
+//!
+//! - The target is a path below the container's root; the source a path of the host (relative to the working directory) or a type's name.
+//! - Fields may be left out where it is clear: `/src /dst` is a bind mount with `rbind,x-create=auto`, `tmpfs /dst` a tmpfs, and a third
+//!   field that is a list of options stands for them.
+//! - `x-create=dir|file|auto` makes the mount point, `x-detach` unmounts it, `nofail` makes a failure a warning and
+//!   `silent` says nothing of it.
+//! - `fs_freq` is ignored; `fs_passno` orders the mounts: those with -1 come before the hooks.
+//! - On the command line the fields are separated by colons: `-m SRC:DST:TYPE:OPTIONS`.
+//!
+//! This module only parses: [`parse_line`] for a line of a file, [`parse_option`] for the command line.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
+
+use rustix::mount::MountAttrFlags;
+
+/// A mount that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What is mounted: a path of the host, or for a new file system what `mount` shows as its source.
+    pub source: PathBuf,
+    /// Where: a path below the container's root.
+    pub target: PathBuf,
+    /// How.
+    pub kind: Kind,
+    /// What to make where the mount point is missing.
+    pub create: CreateOption,
+    /// Flags of the mount to set.
+    pub set: MountAttrFlags,
+    /// Flags of the mount to clear.
+    pub clear: MountAttrFlags,
+    /// A failure is no error (`nofail`).
+    pub optional: bool,
+    /// A failure that is no error is not told either (`silent`).
+    pub silent: bool,
+    /// `fs_passno`.
+    pub pass: i32,
+}
+
+/// How something is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A part of the host's tree; with `recursive` also what is mounted below it.
+    Bind {
+        /// `rbind` in place of `bind`.
+        recursive: bool,
+    },
+    /// A new file system of a type, with options of its own.
+    Filesystem {
+        /// The type's name.
+        name: OsString,
+        /// Options that are not mount(8)'s own: a name and perhaps a value.
+        options: Vec<(OsString, Option<OsString>)>,
+    },
+    /// New flags for what is mounted at the target.
+    Remount,
+    /// Nothing more is mounted at the target.
+    Detach,
+}
+
+/// `x-create`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CreateOption {
+    /// The mount point must exist.
+    No,
+    /// An empty directory.
+    Directory,
+    /// An empty file.
+    File,
+    /// What the source is.
+    Auto,
+}
+
+/// Why a mount is not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FstabError {
+    /// A source and a target are the least.
+    #[error("mount `{entry}` has no target")]
+    NoTarget {
+        /// The entry.
+        entry: String,
+    },
+    /// More fields than fstab has.
+    #[error("mount `{entry}` has more than six fields")]
+    TooManyFields {
+        /// The entry.
+        entry: String,
+    },
+    /// A field that should be a number is none.
+    #[error("mount `{entry}`: `{field}` is not a number")]
+    NotANumber {
+        /// The entry.
+        entry: String,
+        /// The field.
+        field: String,
+    },
+    /// An option that is known and not possible here.
+    #[error("mount `{entry}`: option `{option}` is not supported")]
+    Unsupported {
+        /// The entry.
+        entry: String,
+        /// The option.
+        option: String,
+    },
+    /// A bind mount takes no options of a file system.
+    #[error("mount `{entry}`: unknown option `{option}`")]
+    UnknownOption {
+        /// The entry.
+        entry: String,
+        /// The option.
+        option: String,
+    },
+}
+
+/// What an option of mount(8) does.
+enum Meaning {
+    Set(MountAttrFlags),
+    Clear(MountAttrFlags),
+    Bind {
+        recursive: bool,
+    },
+    Remount,
+    Detach,
+    Create(CreateOption),
+    NoFail,
+    Silent,
+    /// Accepted, and without effect here: a note for other programs, or what is so anyway.
+    Nothing,
+    /// Known to mount(8), and not possible here.
+    Unsupported,
+}
+
+/// The options that do not belong to one type of file system.
+fn meaning(option: &[u8]) -> Option<Meaning> {
+    Some(match option {
+        b"ro" => Meaning::Set(MountAttrFlags::MOUNT_ATTR_RDONLY),
+        b"rw" => Meaning::Clear(MountAttrFlags::MOUNT_ATTR_RDONLY),
+        b"nosuid" => Meaning::Set(MountAttrFlags::MOUNT_ATTR_NOSUID),
+        b"suid" => Meaning::Clear(MountAttrFlags::MOUNT_ATTR_NOSUID),
+        b"nodev" => Meaning::Set(MountAttrFlags::MOUNT_ATTR_NODEV),
+        b"dev" => Meaning::Clear(MountAttrFlags::MOUNT_ATTR_NODEV),
+        b"noexec" => Meaning::Set(MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        b"exec" => Meaning::Clear(MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        b"noatime" => Meaning::Set(MountAttrFlags::MOUNT_ATTR_NOATIME),
+        b"strictatime" => Meaning::Set(MountAttrFlags::MOUNT_ATTR_STRICTATIME),
+        b"nodiratime" => Meaning::Set(MountAttrFlags::MOUNT_ATTR_NODIRATIME),
+        b"diratime" => Meaning::Clear(MountAttrFlags::MOUNT_ATTR_NODIRATIME),
+        b"bind" => Meaning::Bind { recursive: false },
+        b"rbind" => Meaning::Bind { recursive: true },
+        b"remount" => Meaning::Remount,
+        b"x-detach" => Meaning::Detach,
+        b"x-create=dir" => Meaning::Create(CreateOption::Directory),
+        b"x-create=file" => Meaning::Create(CreateOption::File),
+        b"x-create=auto" => Meaning::Create(CreateOption::Auto),
+        b"nofail" => Meaning::NoFail,
+        b"silent" => Meaning::Silent,
+        // Times are kept as on the source unless said otherwise; nothing that is mounted here reaches another namespace, so propagation
+        // among copies that nobody makes has no effect.
+        b"" | b"defaults" | b"auto" | b"noauto" | b"user" | b"nouser" | b"users" | b"nousers"
+        | b"owner" | b"noowner" | b"group" | b"nogroup" | b"_netdev" | b"loud" | b"atime"
+        | b"relatime" | b"norelatime" | b"nostrictatime" | b"async" | b"nomand" | b"noiversion"
+        | b"nolazytime" | b"private" | b"rprivate" | b"slave" | b"rslave" | b"shared"
+        | b"rshared" | b"unbindable" | b"runbindable" => Meaning::Nothing,
+        b"sync" | b"dirsync" | b"mand" | b"iversion" | b"lazytime" | b"x-move" => {
+            Meaning::Unsupported
+        }
+        _ => return None,
+    })
+}
+
+/// Parses a line of an fstab file; None for an empty line or a comment.
+///
+/// # Errors
+///
+/// An entry that is not understood.
+pub fn parse_line(line: &[u8]) -> Result<Option<Entry>, FstabError> {
+    let line = line.trim_ascii();
+    if line.is_empty() || line.starts_with(b"#") {
+        return Ok(None);
+    }
+    let fields: Vec<Vec<u8>> = line
+        .split(u8::is_ascii_whitespace)
+        .filter(|field| !field.is_empty())
+        .map(unescape)
+        .collect();
+    entry(line, fields).map(Some)
+}
+
+/// Parses a mount of the command line, its fields separated by colons.
+///
+/// # Errors
+///
+/// An entry that is not understood.
+pub fn parse_option(option: &OsStr) -> Result<Entry, FstabError> {
+    let option = option.as_bytes();
+    let fields = option.split(|&byte| byte == b':').map(unescape).collect();
+    entry(option, fields)
+}
+
+fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
+    let shown = || String::from_utf8_lossy(text).into_owned();
+    if fields.len() > 6 {
+        return Err(FstabError::TooManyFields { entry: shown() });
+    }
+    let mut fields = fields.into_iter();
+    let mut next = || fields.next().unwrap_or_default();
+    let (source, target, kind, options, _frequency, pass) =
+        (next(), next(), next(), next(), next(), next());
+    if source.is_empty() || target.is_empty() {
+        return Err(FstabError::NoTarget { entry: shown() });
+    }
+    let pass = match std::str::from_utf8(&pass).map(str::trim) {
+        Ok("") => 0,
+        Ok(number) if number.parse::<i32>().is_ok() => number.parse().unwrap_or(0),
+        _ => {
+            return Err(FstabError::NotANumber {
+                entry: shown(),
+                field: String::from_utf8_lossy(&pass).into_owned(),
+            });
+        }
+    };
+    let is_options = |field: &[u8]| field.contains(&b',') || meaning(field).is_some();
+    let (kind, options) = match (&kind[..], &options[..]) {
+        (b"", b"") if source == b"tmpfs" => (b"tmpfs".to_vec(), Vec::new()),
+        (b"", b"") => (b"none".to_vec(), b"rbind,x-create=auto".to_vec()),
+        (field, b"") if is_options(field) => (b"none".to_vec(), kind),
+        _ => (kind, options),
+    };
+
+    let mut entry = Entry {
+        source: OsString::from_vec(source).into(),
+        target: OsString::from_vec(target).into(),
+        kind: Kind::Bind { recursive: false },
+        create: CreateOption::No,
+        set: MountAttrFlags::empty(),
+        clear: MountAttrFlags::empty(),
+        optional: false,
+        silent: false,
+        pass,
+    };
+    let (mut bind, mut remount, mut detach) = (None, false, false);
+    let mut own = Vec::new();
+    for option in options.split(|&byte| byte == b',') {
+        match meaning(option) {
+            Some(Meaning::Set(flag)) => {
+                entry.set |= flag;
+                entry.clear &= !flag;
+            }
+            Some(Meaning::Clear(flag)) => {
+                entry.clear |= flag;
+                entry.set &= !flag;
+            }
+            Some(Meaning::Bind { recursive }) => bind = Some(bind.unwrap_or(false) || recursive),
+            Some(Meaning::Remount) => remount = true,
+            Some(Meaning::Detach) => detach = true,
+            Some(Meaning::Create(create)) => entry.create = create,
+            Some(Meaning::NoFail) => entry.optional = true,
+            Some(Meaning::Silent) => entry.silent = true,
+            Some(Meaning::Nothing) => {}
+            Some(Meaning::Unsupported) => {
+                return Err(FstabError::Unsupported {
+                    entry: shown(),
+                    option: String::from_utf8_lossy(option).into_owned(),
+                });
+            }
+            // Notes for other programs, by fstab(5)'s convention.
+            None if option.starts_with(b"x-") || option.starts_with(b"X-") => {}
+            None => own.push(option),
+        }
+    }
+    let takes_own = !detach && !remount && bind.is_none();
+    if let Some(option) = own.first().filter(|_| !takes_own) {
+        return Err(FstabError::UnknownOption {
+            entry: shown(),
+            option: String::from_utf8_lossy(option).into_owned(),
+        });
+    }
+    entry.kind = if detach {
+        Kind::Detach
+    } else if remount {
+        Kind::Remount
+    } else if let Some(recursive) = bind {
+        Kind::Bind { recursive }
+    } else {
+        Kind::Filesystem {
+            name: OsString::from_vec(kind),
+            options: own
+                .into_iter()
+                .map(
+                    |option| match option.iter().position(|&byte| byte == b'=') {
+                        Some(at) => (
+                            OsStr::from_bytes(&option[..at]).to_owned(),
+                            Some(OsStr::from_bytes(&option[at + 1..]).to_owned()),
+                        ),
+                        None => (OsStr::from_bytes(option).to_owned(), None),
+                    },
+                )
+                .collect(),
+        }
+    };
+    Ok(entry)
+}
+
+/// Replaces fstab(5)'s octal escapes, such as `\040` for a space.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut result = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, after)) = rest.split_first() {
+        let escape = (byte == b'\\')
+            .then(|| after.get(..3))
+            .flatten()
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match escape {
+            Some(escaped) => {
+                result.push(escaped);
+                rest = &after[3..];
+            }
+            None => {
+                result.push(byte);
+                rest = after;
+            }
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bind(source: &str, target: &str, recursive: bool, create: CreateOption) -> Entry {
+        Entry {
+            source: source.into(),
+            target: target.into(),
+            kind: Kind::Bind { recursive },
+            create,
+            set: MountAttrFlags::empty(),
+            clear: MountAttrFlags::empty(),
+            optional: false,
+            silent: false,
+            pass: 0,
+        }
+    }
+
+    #[test]
+    fn lines_of_enroots_own_files() {
+        let system = parse_line(
+            b"/proc       /proc       none    x-create=dir,rbind,rw,nosuid,nodev,noexec",
+        )
+        .unwrap()
+        .unwrap();
+        assert_eq!(
+            system,
+            Entry {
+                set: MountAttrFlags::MOUNT_ATTR_NOSUID
+                    | MountAttrFlags::MOUNT_ATTR_NODEV
+                    | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+                clear: MountAttrFlags::MOUNT_ATTR_RDONLY,
+                ..bind("/proc", "/proc", true, CreateOption::Directory)
+            }
+        );
+        let scratch = parse_line(b"tmpfs /tmp tmpfs x-create=dir,rw,nosuid,nodev,mode=755 0 -1")
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            scratch.kind,
+            Kind::Filesystem {
+                name: "tmpfs".into(),
+                options: vec![("mode".into(), Some("755".into()))]
+            }
+        );
+        assert_eq!(scratch.pass, -1);
+        let time = parse_line(
+            b"/etc/localtime /etc/localtime none x-create=file,bind,ro,nosuid,nodev,noexec,nofail,silent",
+        )
+        .unwrap()
+        .unwrap();
+        assert!(time.optional && time.silent);
+        assert_eq!(parse_line(b"  # comment").unwrap(), None);
+        assert_eq!(parse_line(b" \t ").unwrap(), None);
+    }
+
+    #[test]
+    fn fields_left_out() {
+        for (line, expected) in [
+            ("/a /b", bind("/a", "/b", true, CreateOption::Auto)),
+            ("/a /b rbind", bind("/a", "/b", true, CreateOption::No)),
+            (
+                "/a /b bind,x-create=file",
+                bind("/a", "/b", false, CreateOption::File),
+            ),
+            (
+                "/a\\040b /c\\011d bind",
+                bind("/a b", "/c\td", false, CreateOption::No),
+            ),
+            (
+                "/a\\b /c\\9 bind",
+                bind("/a\\b", "/c\\9", false, CreateOption::No),
+            ),
+        ] {
+            assert_eq!(
+                parse_line(line.as_bytes()).unwrap().unwrap(),
+                expected,
+                "{line}"
+            );
+        }
+        let expected = bind(".", "mnt", true, CreateOption::Auto);
+        assert_eq!(parse_option(OsStr::new(".:mnt")).unwrap(), expected);
+        let expected = Entry {
+            set: MountAttrFlags::MOUNT_ATTR_RDONLY,
+            ..bind("/a", "/b", false, CreateOption::Directory)
+        };
+        for option in [
+            "/a:/b:none:bind,ro,x-create=dir",
+            "/a:/b:bind,ro,x-create=dir",
+        ] {
+            assert_eq!(
+                parse_option(OsStr::new(option)).unwrap(),
+                expected,
+                "{option}"
+            );
+        }
+        let scratch = parse_option(OsStr::new("tmpfs:/scratch")).unwrap();
+        assert!(matches!(scratch.kind, Kind::Filesystem { name, .. } if name == "tmpfs"));
+    }
+
+    #[test]
+    fn the_last_of_two_opposite_options_counts() {
+        let entry = parse_line(b"/a /b none bind,ro,rw").unwrap().unwrap();
+        assert_eq!(entry.set, MountAttrFlags::empty());
+        assert_eq!(entry.clear, MountAttrFlags::MOUNT_ATTR_RDONLY);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (line, expected) in [
+            ("/a", "mount `/a` has no target"),
+            (
+                "/a /b none bind 0 x",
+                "mount `/a /b none bind 0 x`: `x` is not a number",
+            ),
+            (
+                "/a /b none bind 0 0 0",
+                "mount `/a /b none bind 0 0 0` has more than six fields",
+            ),
+            (
+                "/a /b none bind,wrong",
+                "mount `/a /b none bind,wrong`: unknown option `wrong`",
+            ),
+            (
+                "/a /b none x-move",
+                "mount `/a /b none x-move`: option `x-move` is not supported",
+            ),
+        ] {
+            assert_eq!(
+                parse_line(line.as_bytes()).unwrap_err().to_string(),
+                expected
+            );
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Containers: from a specification to a running program, and the named ones on disk.
+//!
+//! A start walks through these rooms in this order; [`start`](mod@start) is the whole of it, to be read from top to bottom:
+//!
+//! - [`accounts`]: who the user is, outside and inside
+//! - [`identity_map`]: the user namespace
+//! - [`image`]: the lower layer, an image served by FUSE or a tree
+//! - [`layers`]: the root file system above it
+//! - [`rootfs`]: paths below that root, resolved as the container will
+//! - [`facts`]: what the image says about how to run it
+//! - [`fstab`], [`mounts`], [`devices`], [`home`]: what is put into the root
+//! - [`environment`], [`privileges`] with [`seccomp`], [`program`]: the state and the execution of the program
+//!
+//! Besides: [`named`] containers, those [`running`], and [`temporary`] names on disk.
+
+pub mod accounts;
+pub mod devices;
+pub mod environment;
+pub mod facts;
+pub mod fstab;
+pub mod home;
+pub mod identity_map;
+pub mod image;
+pub mod layers;
+pub mod mounts;
+pub mod named;
+pub mod privileges;
+pub mod program;
+pub mod rootfs;
+pub mod running;
+pub mod seccomp;
+pub mod start;
+pub mod temporary;
+
+pub use start::{Root, Spec, StartError, start};

@@ -1,0 +1,528 @@
+//! Named containers: what `create` makes and `start`, `list`, `remove` and `export` find.
+//!
+//! A container is a directory `DATA_PATH/NAME`:
+//!
+//! - `container.json`: its description, see [`Description`]
+//! - `image.sqsh`: the image, a reflink, hard link or copy, so that it stays when the original goes
+//! - `upper/` and `work/`: what changed since, the upper layer of an overlayfs, empty at first
+//! - `rootfs/`: in place of these three with `--unpack`, the whole tree
+//!
+//! It appears by one rename(2), so it is there whole or not at all. A directory without a description is a root file system
+//! that enroot unpacked: it is used as it is.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use cista_images::cancel::Cancel;
+use cista_images::squashfs::reader::{ReadError, Reader};
+use cista_images::unpack::{self, RemoveError, UnpackError};
+
+use super::temporary;
+
+/// Names within a container's directory.
+const DESCRIPTION: &str = "container.json";
+const IMAGE: &str = "image.sqsh";
+/// The upper layer.
+pub const UPPER: &str = "upper";
+/// overlayfs's own directory, on the same file system as the upper layer.
+pub const WORK: &str = "work";
+const TREE: &str = "rootfs";
+const LOCK: &str = "lock";
+
+/// Longest description that is read, in bytes.
+const MAX_DESCRIPTION: u64 = 1 << 20;
+
+/// Version of the layout on disk.
+const FORMAT: u32 = 1;
+
+/// What stands in `container.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// Version of the layout.
+    format: u32,
+    /// The image file that the container was made from, for display.
+    pub image: PathBuf,
+    /// Whether the image was unpacked.
+    unpacked: bool,
+    /// When the container was made, in seconds since 1970.
+    pub created: u64,
+}
+
+/// A container on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// Its name.
+    pub name: OsString,
+    /// Its directory.
+    pub directory: PathBuf,
+    /// What it consists of.
+    pub content: Content,
+}
+
+/// What a container consists of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// An image and what changed since, in [`UPPER`] and [`WORK`].
+    Image(PathBuf),
+    /// A whole tree.
+    Tree(PathBuf),
+}
+
+/// What is wrong with a named container.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    /// The name cannot be the name of a directory.
+    #[error(
+        "`{name}` is not a name for a container: it is empty, begins with `.`, or holds `/` or a control character"
+    )]
+    BadName {
+        /// The name.
+        name: String,
+    },
+    /// There is no such container.
+    #[error("no container is named `{name}`")]
+    NotFound {
+        /// The name.
+        name: String,
+    },
+    /// There is one already.
+    #[error("a container named `{name}` exists already")]
+    Exists {
+        /// The name.
+        name: String,
+    },
+    /// The description is not understood.
+    #[error("`{path}` is malformed")]
+    Description {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A newer program made the container.
+    #[error("`{path}` has format {found}, this program knows {FORMAT}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// The file is not a squashfs image.
+    #[error("`{path}` is not a usable image")]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ReadError,
+    },
+    /// The image could not be unpacked.
+    #[error("cannot unpack `{path}`")]
+    Unpack {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        source: UnpackError,
+    },
+    /// A tree could not be removed.
+    #[error("cannot remove container `{name}`")]
+    Remove {
+        /// The container.
+        name: String,
+        /// Why.
+        source: RemoveError,
+    },
+    /// Someone runs the container with write access.
+    #[error("container `{name}` is running with write access")]
+    Busy {
+        /// The container.
+        name: String,
+    },
+    /// The operating system refused something.
+    #[error("cannot {operation} `{path}`")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Its answer.
+        source: io::Error,
+    },
+}
+
+fn system(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ContainerError {
+    let path = path.to_owned();
+    move |source| ContainerError::System {
+        operation,
+        path,
+        source,
+    }
+}
+
+/// Checks a name.
+///
+/// # Errors
+///
+/// [`ContainerError::BadName`].
+pub fn check_name(name: &OsStr) -> Result<(), ContainerError> {
+    let bytes = name.as_bytes();
+    let bad = bytes.is_empty()
+        || bytes.starts_with(b".")
+        || bytes.len() > 200
+        || bytes
+            .iter()
+            .any(|byte| *byte == b'/' || byte.is_ascii_control());
+    if bad {
+        return Err(ContainerError::BadName {
+            name: name.to_string_lossy().into_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// The name that a container gets from its image's file name: without `.sqsh`.
+#[must_use]
+pub fn default_name(image: &Path) -> OsString {
+    let name = image.file_name().unwrap_or_default();
+    match name.as_bytes().strip_suffix(b".sqsh") {
+        Some(stem) if !stem.is_empty() => OsStr::from_bytes(stem).to_owned(),
+        _ => name.to_owned(),
+    }
+}
+
+impl Container {
+    /// Finds a container by name.
+    ///
+    /// # Errors
+    ///
+    /// A bad name, no such container, or one that is not understood.
+    pub fn open(data_path: &Path, name: &OsStr) -> Result<Self, ContainerError> {
+        check_name(name)?;
+        let directory = data_path.join(name);
+        let path = directory.join(DESCRIPTION);
+        let content = match fs::File::open(&path) {
+            Ok(file) => {
+                let mut text = Vec::new();
+                file.take(MAX_DESCRIPTION)
+                    .read_to_end(&mut text)
+                    .map_err(system("read", &path))?;
+                let description: Description = serde_json::from_slice(&text).map_err(|source| {
+                    ContainerError::Description {
+                        path: path.clone(),
+                        source,
+                    }
+                })?;
+                if description.format != FORMAT {
+                    return Err(ContainerError::Format {
+                        path,
+                        found: description.format,
+                    });
+                }
+                if description.unpacked {
+                    Content::Tree(directory.join(TREE))
+                } else {
+                    Content::Image(directory.join(IMAGE))
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_dir() => {
+                Content::Tree(directory.clone())
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Err(ContainerError::NotFound {
+                    name: name.to_string_lossy().into_owned(),
+                });
+            }
+            Err(error) => return Err(system("read", &path)(error)),
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            directory,
+            content,
+        })
+    }
+
+    /// Takes the right to write to the upper layer, which overlayfs gives to one mount at a time. It lasts as long as the file is open in some
+    /// process. None where the file system has no locks: then nobody can be kept out.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError::Busy`] where someone has it.
+    pub fn lock_for_writing(&self) -> Result<Option<fs::File>, ContainerError> {
+        let path = self.directory.join(LOCK);
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(system("open", &path))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(Errno::WOULDBLOCK) => Err(ContainerError::Busy {
+                name: self.name.to_string_lossy().into_owned(),
+            }),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Removes the container from disk.
+    ///
+    /// It is renamed first, so that a container of that name is never there in part.
+    ///
+    /// # Errors
+    ///
+    /// The path that could not be removed.
+    pub fn remove(self) -> Result<(), ContainerError> {
+        let grave = temporary::path(
+            self.directory.parent().unwrap_or(Path::new(".")),
+            &self.name,
+        );
+        fs::rename(&self.directory, &grave).map_err(system("rename", &self.directory))?;
+        remove(&grave, &self.name)
+    }
+}
+
+/// How a container is made.
+#[derive(Debug)]
+pub struct Creation<'a> {
+    /// Where containers are.
+    pub data_path: &'a Path,
+    /// Its name.
+    pub name: &'a OsStr,
+    /// The image file.
+    pub image: &'a Path,
+    /// Whether an existing container of that name is replaced.
+    pub replace: bool,
+    /// Whether the image is unpacked.
+    pub unpack: bool,
+    /// Threads to unpack with.
+    pub threads: usize,
+    /// Stops it.
+    pub cancel: &'a Cancel,
+}
+
+/// Makes a container.
+///
+/// # Errors
+///
+/// The step that failed; nothing is left behind then.
+pub fn create(creation: &Creation<'_>) -> Result<(), ContainerError> {
+    check_name(creation.name)?;
+    let name = || creation.name.to_string_lossy().into_owned();
+    let directory = creation.data_path.join(creation.name);
+    if !creation.replace && directory.symlink_metadata().is_ok() {
+        return Err(ContainerError::Exists { name: name() });
+    }
+    let image = fs::canonicalize(creation.image).map_err(system("open", creation.image))?;
+    let file = fs::File::open(&image).map_err(system("open", &image))?;
+    let copy = file.try_clone().map_err(system("open", &image))?;
+    let reader = Reader::open(copy, 0).map_err(|source| ContainerError::Image {
+        path: image.clone(),
+        source,
+    })?;
+
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(creation.data_path)
+        .map_err(system("create", creation.data_path))?;
+    temporary::remove_leftovers(creation.data_path);
+    let building = temporary::path(creation.data_path, creation.name);
+    let built = build(creation, &image, &file, &reader, &building)
+        .and_then(|()| place(creation, &building, &directory));
+    if built.is_err() {
+        // The error that is told is the one that stopped us.
+        let _ = unpack::remove_tree(&building);
+    }
+    built
+}
+
+fn build(
+    creation: &Creation<'_>,
+    image: &Path,
+    file: &fs::File,
+    reader: &Reader,
+    building: &Path,
+) -> Result<(), ContainerError> {
+    let make = |path: &Path, mode| {
+        fs::DirBuilder::new()
+            .mode(mode)
+            .create(path)
+            .map_err(system("create", path))
+    };
+    make(building, 0o700)?;
+    if creation.unpack {
+        unpack::unpack(
+            reader,
+            &building.join(TREE),
+            creation.threads,
+            creation.cancel,
+        )
+        .map_err(|source| ContainerError::Unpack {
+            path: image.to_owned(),
+            source,
+        })?;
+    } else {
+        keep_image(image, file, &building.join(IMAGE))?;
+        make(&building.join(UPPER), 0o755)?;
+        make(&building.join(WORK), 0o755)?;
+    }
+    let description = Description {
+        format: FORMAT,
+        image: image.to_owned(),
+        unpacked: creation.unpack,
+        created: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
+    };
+    let path = building.join(DESCRIPTION);
+    let text =
+        serde_json::to_vec_pretty(&description).map_err(|source| ContainerError::Description {
+            path: path.clone(),
+            source,
+        })?;
+    fs::write(&path, text).map_err(system("write", &path))
+}
+
+/// Gives the container its name, in place of another where that was asked for.
+fn place(creation: &Creation<'_>, building: &Path, directory: &Path) -> Result<(), ContainerError> {
+    match rustix::fs::renameat_with(CWD, building, CWD, directory, RenameFlags::NOREPLACE) {
+        Ok(()) => return Ok(()),
+        // NFS and others do not know the flag: there, the check at the beginning must do.
+        Err(Errno::INVAL) if !directory.exists() => {
+            return fs::rename(building, directory).map_err(system("rename", building));
+        }
+        Err(Errno::EXIST) if !creation.replace => {
+            return Err(ContainerError::Exists {
+                name: creation.name.to_string_lossy().into_owned(),
+            });
+        }
+        Err(Errno::EXIST | Errno::INVAL) => {}
+        Err(error) => return Err(system("rename", building)(error.into())),
+    }
+    let old = temporary::path(creation.data_path, creation.name).with_extension("old");
+    fs::rename(directory, &old).map_err(system("rename", directory))?;
+    if let Err(error) = fs::rename(building, directory) {
+        // Better the old container than none.
+        let _ = fs::rename(&old, directory);
+        return Err(system("rename", building)(error));
+    }
+    remove(&old, creation.name)
+}
+
+/// Makes the image part of the container: quickest way first, and every way survives the removal of the original.
+fn keep_image(image: &Path, file: &fs::File, to: &Path) -> Result<(), ContainerError> {
+    let mut copy = fs::File::create_new(to).map_err(system("create", to))?;
+    // A reflink is a copy that costs nothing, where the file system can (xfs, btrfs).
+    if rustix::fs::ioctl_ficlone(&copy, file).is_ok() {
+        return Ok(());
+    }
+    // A hard link costs nothing either; it needs the same file system, and the right to write to the file (`fs.protected_hardlinks`).
+    fs::remove_file(to).map_err(system("remove", to))?;
+    if fs::hard_link(image, to).is_ok() {
+        return Ok(());
+    }
+    copy = fs::File::create_new(to).map_err(system("create", to))?;
+    let mut from = file;
+    io::copy(&mut from, &mut copy).map_err(system("write", to))?;
+    copy.flush().map_err(system("write", to))
+}
+
+/// The containers of a data directory, in the order of their names.
+///
+/// # Errors
+///
+/// A directory that cannot be read. One that does not exist holds no container.
+pub fn names(data_path: &Path) -> Result<Vec<OsString>, ContainerError> {
+    let entries = match fs::read_dir(data_path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(system("read", data_path)(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(system("read", data_path))?;
+        let name = entry.file_name();
+        if check_name(&name).is_ok() && entry.path().is_dir() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn remove(directory: &Path, name: &OsStr) -> Result<(), ContainerError> {
+    unpack::remove_tree(directory).map_err(|source| ContainerError::Remove {
+        name: name.to_string_lossy().into_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_containers() {
+        for name in ["py", "ml+python+3", "pyxis_1.0", "a b"] {
+            check_name(OsStr::new(name)).unwrap();
+        }
+        for name in ["", ".", "..", ".x", "a/b", "/a", "a\nb"] {
+            assert!(check_name(OsStr::new(name)).is_err(), "{name:?}");
+        }
+        for (image, name) in [
+            ("/x/py.sqsh", "py"),
+            ("py", "py"),
+            ("a.b.sqsh", "a.b"),
+            (".sqsh", ".sqsh"),
+        ] {
+            assert_eq!(default_name(Path::new(image)), name);
+        }
+    }
+
+    #[test]
+    fn a_tree_of_enroot_is_a_container() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::create_dir_all(scratch.path().join("old/etc")).unwrap();
+        fs::write(scratch.path().join("file"), "").unwrap();
+        let container = Container::open(scratch.path(), OsStr::new("old")).unwrap();
+        assert_eq!(container.content, Content::Tree(scratch.path().join("old")));
+        for name in ["none", "file"] {
+            assert!(matches!(
+                Container::open(scratch.path(), OsStr::new(name)),
+                Err(ContainerError::NotFound { .. })
+            ));
+        }
+        assert_eq!(names(scratch.path()).unwrap(), ["old"]);
+        container.remove().unwrap();
+        assert!(names(scratch.path()).unwrap().is_empty());
+        assert!(names(&scratch.path().join("none")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn one_writer_at_a_time() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::create_dir(scratch.path().join("c")).unwrap();
+        let container = Container::open(scratch.path(), OsStr::new("c")).unwrap();
+        let lock = container.lock_for_writing().unwrap();
+        assert!(lock.is_some());
+        assert!(matches!(
+            container.lock_for_writing(),
+            Err(ContainerError::Busy { .. })
+        ));
+        drop(lock);
+        assert!(container.lock_for_writing().unwrap().is_some());
+    }
+}

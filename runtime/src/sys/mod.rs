@@ -1,0 +1,24 @@
+//! System calls that no safe crate offers: the only room with `unsafe`.
+//!
+//! Each function takes and returns safe types, does one thing, and says at its unsafe block which invariant makes it
+//! sound. What `rustix` already offers safely (the new mount API, `openat2`, `pivot_root`, capabilities) is used from
+//! there and not repeated here.
+//!
+//! - [`accounts`]: the host's user and group databases through the C library, since they may live in LDAP
+//! - [`mount`]: flags of mounts, `mount_setattr(2)`
+//! - [`namespace`]: new ones, `unshare(2)`
+//! - [`process`]: processes that are nobody's child, `execve(2)`
+//! - [`seccomp`]: installing a filter
+//! - [`sigpipe`]: the disposition of SIGPIPE that the caller gave us
+
+#![expect(
+    unsafe_code,
+    reason = "this room exists to keep every unsafe block in one place"
+)]
+
+pub mod accounts;
+pub mod mount;
+pub mod namespace;
+pub mod process;
+pub mod seccomp;
+pub mod sigpipe;
