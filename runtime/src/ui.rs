@@ -42,3 +42,13 @@ pub fn failure(failure: &Failure) {
         eprintln!("hint: {hint}");
     }
 }
+
+/// Asks a question on stderr and reads the answer from stdin: true for `y` or `yes`.
+#[must_use]
+pub fn confirm(question: &str) -> bool {
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    // No answer is a no.
+    let _ = std::io::stdin().read_line(&mut answer);
+    matches!(answer.trim(), "y" | "Y" | "yes")
+}

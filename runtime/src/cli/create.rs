@@ -1,13 +1,60 @@
 //! `cista create`: create a container from an image
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{Context, Outcome};
+use cista_images::cancel::Cancel;
 
-/// create a container from an image
+use super::{Context, Failure, Outcome};
+use crate::container::named::{self, ContainerError, Creation};
+use crate::ui;
+
+/// Create a container from an image
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+pub(super) struct Args {
+    /// Name of the container; the image's file name without `.sqsh` when left out
+    #[arg(short, long)]
+    name: Option<OsString>,
+    /// Replace an existing container
+    #[arg(short, long)]
+    force: bool,
+    /// Unpack the image: slower, for file systems that overlayfs cannot write to
+    #[arg(long)]
+    unpack: bool,
+    /// Image file
+    image: PathBuf,
+}
 
-pub(super) fn run(_args: Args, _context: &Context) -> Outcome {
-    Ok(ExitCode::FAILURE)
+pub(super) fn run(args: Args, context: &Context) -> Outcome {
+    let name = args
+        .name
+        .unwrap_or_else(|| named::default_name(&args.image));
+    named::create(&Creation {
+        data_path: &context.config.data_path,
+        name: &name,
+        image: &args.image,
+        replace: args.force,
+        unpack: args.unpack,
+        threads: context.config.max_processors,
+        cancel: &Cancel::new(),
+    })
+    .map_err(|error| {
+        let hint = match &error {
+            ContainerError::Exists { .. } => Some("`-f` replaces it, `-n` gives another name"),
+            ContainerError::Busy { .. } => {
+                Some("end it first; `cista list -f` shows its processes")
+            }
+            _ => None,
+        };
+        let failure = Failure::from(error);
+        match hint {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    })?;
+    if context.verbose {
+        ui::message(format!("created container `{}`", name.display()));
+    }
+    Ok(ExitCode::SUCCESS)
 }

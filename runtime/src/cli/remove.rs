@@ -1,13 +1,51 @@
 //! `cista remove`: remove containers
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use super::{Context, Outcome};
+use super::{Context, Failure, Outcome, status};
+use crate::container::named::{Container, ContainerError};
+use crate::ui;
 
-/// remove containers
+/// Remove containers
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+pub(super) struct Args {
+    /// Do not ask
+    #[arg(short, long)]
+    force: bool,
+    /// Containers to remove
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<OsString>,
+}
 
-pub(super) fn run(_args: Args, _context: &Context) -> Outcome {
-    Ok(ExitCode::FAILURE)
+pub(super) fn run(args: Args, context: &Context) -> Outcome {
+    let mut result = ExitCode::SUCCESS;
+    for name in &args.names {
+        // One that cannot be removed does not keep the others.
+        if let Err(failure) = remove(name, args.force, context) {
+            ui::failure(&failure);
+            result = ExitCode::from(status::FAILURE);
+        }
+    }
+    Ok(result)
+}
+
+fn remove(name: &OsString, force: bool, context: &Context) -> Result<(), Failure> {
+    let container = Container::open(&context.config.data_path, name)?;
+    let question = format!(
+        "remove container `{}` and all that is in it?",
+        name.display()
+    );
+    if !force && !ui::confirm(&question) {
+        return Ok(());
+    }
+    container.remove().map_err(|error| {
+        let busy = matches!(error, ContainerError::Busy { .. });
+        let failure = Failure::from(error);
+        if busy {
+            failure.with_hint("end it first; `cista list -f` shows its processes")
+        } else {
+            failure
+        }
+    })
 }

@@ -283,8 +283,12 @@ impl Container {
     ///
     /// # Errors
     ///
-    /// The path that could not be removed.
+    /// [`ContainerError::Busy`] while someone writes to it; the path that could not be removed.
     pub fn remove(self) -> Result<(), ContainerError> {
+        let _lock = match self.content {
+            Content::Image(_) => self.lock_for_writing()?,
+            Content::Tree(_) => None,
+        };
         let grave = temporary::path(
             self.directory.parent().unwrap_or(Path::new(".")),
             &self.name,
@@ -412,7 +416,15 @@ fn place(creation: &Creation<'_>, building: &Path, directory: &Path) -> Result<(
         Err(Errno::EXIST | Errno::INVAL) => {}
         Err(error) => return Err(system("rename", building)(error.into())),
     }
-    let old = temporary::path(creation.data_path, creation.name).with_extension("old");
+    let _lock = match Container::open(creation.data_path, creation.name) {
+        Ok(container) if matches!(container.content, Content::Image(_)) => {
+            container.lock_for_writing()?
+        }
+        _ => None,
+    };
+    let mut old_name = creation.name.to_owned();
+    old_name.push("-old");
+    let old = temporary::path(creation.data_path, &old_name);
     fs::rename(directory, &old).map_err(system("rename", directory))?;
     if let Err(error) = fs::rename(building, directory) {
         // Better the old container than none.
