@@ -24,7 +24,8 @@ use super::decompress::{DecodeError, Decoder};
 use super::{LayerName, Limits};
 use crate::cancel::{Cancel, Cancelled};
 use crate::digest::{Digest, Hasher};
-use crate::source::SourceError;
+use crate::progress::{Event, Progress};
+use crate::source::{SourceError, Task};
 
 /// Bytes of a chunk.
 const CHUNK: usize = 256 << 10;
@@ -70,10 +71,10 @@ pub struct Plan {
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// The source cannot open the blob.
-    #[error(transparent)]
+    #[error("{0}")]
     Open(#[from] SourceError),
     /// The blob cannot be read or decoded.
-    #[error(transparent)]
+    #[error("{0}")]
     Decode(#[from] DecodeError),
     /// The decoded stream is not the one that the config announces.
     #[error(
@@ -201,6 +202,7 @@ impl Drop for Stop<'_> {
 pub struct Ahead<'a> {
     budget: &'a Budget,
     plan: &'a [Plan],
+    progress: &'a dyn Progress,
     queues: std::vec::IntoIter<Receiver<Message>>,
     position: usize,
 }
@@ -208,13 +210,13 @@ pub struct Ahead<'a> {
 impl<'a> Ahead<'a> {
     /// Decodes the layers of `plan` while `body` takes them with [`Self::next_layer`].
     ///
-    /// `cancel` must be the flag that `open` gives to the source. It is set when `body` returns, so that decoders of
-    /// layers that it did not take stop; hence a [`Cancel::child`] is wanted.
+    /// The flag of `task` must be the one that `open` gives to the source. It is set when `body` returns, so that decoders
+    /// of layers that it did not take stop; hence a [`Cancel::child`] is wanted.
     pub fn run<T>(
         plan: &[Plan],
         settings: Settings,
         open: &Open<'_>,
-        cancel: &Cancel,
+        task: Task<'_>,
         body: impl FnOnce(&mut Ahead<'_>) -> T,
     ) -> T {
         let (senders, receivers): (VecDeque<_>, Vec<_>) = plan.iter().map(|_| unbounded()).unzip();
@@ -232,6 +234,7 @@ impl<'a> Ahead<'a> {
             chunks: (settings.budget / CHUNK).max(1),
         };
         let budget = &budget;
+        let Task { progress, cancel } = task;
         std::thread::scope(|scope| {
             let stop = Stop(budget, cancel);
             for _ in 0..settings.decoders.clamp(1, plan.len().max(1)) {
@@ -251,6 +254,7 @@ impl<'a> Ahead<'a> {
             let mut ahead = Ahead {
                 budget,
                 plan,
+                progress,
                 queues: receivers.into_iter(),
                 position: 0,
             };
@@ -271,10 +275,10 @@ impl<'a> Ahead<'a> {
             budget: self.budget,
             layer: position,
             name: self.plan[position].name,
+            progress: self.progress,
             queue,
             chunk: None,
             consumed: 0,
-            compressed: 0,
             ended: false,
         })
     }
@@ -403,17 +407,16 @@ impl Verified {
     }
 }
 
-/// The decoded stream of one layer. Errors are [`StreamError`]s within an [`io::Error`].
+/// The decoded stream of one layer. Tells of progress as it is read. Errors are [`StreamError`]s within an [`io::Error`].
 pub struct LayerStream<'a> {
     budget: &'a Budget,
     layer: usize,
     name: LayerName,
+    progress: &'a dyn Progress,
     queue: Receiver<Message>,
     chunk: Option<Chunk>,
     /// Bytes of the chunk that were consumed.
     consumed: usize,
-    /// Bytes of the blob that were read for all chunks since [`Self::take_compressed`].
-    compressed: u64,
     ended: bool,
 }
 
@@ -422,11 +425,6 @@ impl LayerStream<'_> {
     #[must_use]
     pub fn name(&self) -> LayerName {
         self.name
-    }
-
-    /// Bytes of the blob that went into what was read here since the last call.
-    pub fn take_compressed(&mut self) -> u64 {
-        std::mem::take(&mut self.compressed)
     }
 
     /// Reads to the end of the stream, so that all of it is verified.
@@ -459,7 +457,10 @@ impl BufRead for LayerStream<'_> {
             self.give_back();
             match self.queue.recv() {
                 Ok(Message::Chunk(chunk)) => {
-                    self.compressed += chunk.compressed;
+                    self.progress.event(Event::LayerMerged {
+                        layer: self.name.index,
+                        bytes: chunk.compressed,
+                    });
                     self.chunk = Some(chunk);
                 }
                 Ok(Message::End(Ok(()))) => self.ended = true,
@@ -508,8 +509,23 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::progress::Silent;
 
     const SIZE: usize = 3 << 20;
+
+    /// Counts the bytes that progress tells of.
+    #[derive(Default)]
+    struct Counted(AtomicUsize);
+
+    impl Progress for Counted {
+        fn event(&self, event: Event) {
+            let Event::LayerMerged { bytes, .. } = event else {
+                panic!("{event:?}");
+            };
+            self.0
+                .fetch_add(usize::try_from(bytes).unwrap(), Ordering::Relaxed);
+        }
+    }
 
     /// A plain stream that begins like a tar stream and is different for every layer.
     fn stream(layer: usize) -> Vec<u8> {
@@ -549,11 +565,15 @@ mod tests {
         for hash_apart in [false, true] {
             for (decoders, budget) in [(1, 0), (1, 1 << 30), (4, 0), (4, 1 << 20), (9, 1 << 30)] {
                 let plan = plan(6);
+                let read = Counted::default();
                 Ahead::run(
                     &plan,
                     settings(decoders, budget, hash_apart),
                     &open,
-                    &Cancel::new(),
+                    Task {
+                        progress: &read,
+                        cancel: &Cancel::new(),
+                    },
                     |ahead| {
                         for layer in (0..6).rev() {
                             let mut next = ahead.next_layer().unwrap();
@@ -561,7 +581,7 @@ mod tests {
                             let mut content = Vec::new();
                             next.read_to_end(&mut content).unwrap();
                             assert!(content == stream(layer));
-                            assert_eq!(next.take_compressed(), content.len() as u64);
+                            assert_eq!(read.0.swap(0, Ordering::Relaxed), content.len());
                         }
                         assert!(ahead.next_layer().is_none());
                     },
@@ -592,7 +612,10 @@ mod tests {
             &plan,
             settings(4, budget, false),
             &counting,
-            &Cancel::new(),
+            Task {
+                progress: &Silent,
+                cancel: &Cancel::new(),
+            },
             |ahead| {
                 let mut first = ahead.next_layer().unwrap();
                 first.fill_buf().unwrap();
@@ -614,7 +637,10 @@ mod tests {
                 &plan,
                 settings(2, 1 << 20, hash_apart),
                 &open,
-                &Cancel::new(),
+                Task {
+                    progress: &Silent,
+                    cancel: &Cancel::new(),
+                },
                 |ahead| ahead.next_layer().unwrap().drain(),
             );
             let error = error.unwrap_err().into_inner().unwrap();
@@ -641,7 +667,10 @@ mod tests {
                 &plan(5),
                 settings(3, 4 << 20, hash_apart),
                 &endless,
-                &Cancel::new().child(),
+                Task {
+                    progress: &Silent,
+                    cancel: &Cancel::new().child(),
+                },
                 |ahead| {
                     ahead.next_layer().unwrap().fill_buf().unwrap();
                 },
@@ -655,7 +684,11 @@ mod tests {
         let cancel = Cancel::new();
         let child = cancel.child();
         cancel.cancel();
-        let error = Ahead::run(&plan(1), settings(1, 0, false), &open, &child, |ahead| {
+        let task = Task {
+            progress: &Silent,
+            cancel: &child,
+        };
+        let error = Ahead::run(&plan(1), settings(1, 0, false), &open, task, |ahead| {
             ahead.next_layer().unwrap().drain()
         });
         let error = error.unwrap_err().into_inner().unwrap();

@@ -50,8 +50,8 @@ impl std::fmt::Display for Format {
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// The blob itself cannot be read, or is not what was announced.
-    #[error(transparent)]
-    Read(io::Error),
+    #[error("{0}")]
+    Read(#[source] io::Error),
     /// The stream is in a compression format that layers never have.
     #[error("the stream is compressed with {0}, which no layer may be")]
     Unsupported(&'static str),

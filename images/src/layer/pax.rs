@@ -197,8 +197,11 @@ impl Attributes {
     }
 }
 
-/// The first record's keyword and value, and the records after it.
-fn split_record(records: &[u8]) -> Result<(&[u8], &[u8], &[u8]), PaxError> {
+/// A record's keyword and value, and the records after it.
+type Split<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
+/// The first record.
+fn split_record(records: &[u8]) -> Result<Split<'_>, PaxError> {
     // A length of a record of at most MAX_SIZE bytes has at most 7 digits; leading zeros are not worth more.
     let space = records
         .iter()

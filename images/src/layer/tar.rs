@@ -65,7 +65,7 @@ pub enum Piece<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum TarError {
     /// The stream cannot be read; decoding errors come through here too.
-    #[error(transparent)]
+    #[error("{0}")]
     Read(#[from] io::Error),
     /// The stream ends within an entry.
     #[error("the tar stream ends within an entry, after {offset} bytes")]

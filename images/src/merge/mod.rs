@@ -120,7 +120,7 @@ impl FileSink for FileWriter<'_> {
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
     /// The layer cannot be read or is malformed.
-    #[error(transparent)]
+    #[error("{0}")]
     Tar(#[from] TarError),
     /// The content of a file cannot be written.
     #[error("cannot write `{path}`")]
@@ -412,7 +412,7 @@ fn write_retained<S: Sink>(
     Ok(())
 }
 
-fn whole<S: Sink>(content: &[u8], sink: &mut S) -> Result<ContentId, WriteError> {
+pub(crate) fn whole<S: Sink>(content: &[u8], sink: &mut S) -> Result<ContentId, WriteError> {
     let mut file = sink.begin_file(content.len() as u64)?;
     file.write(content)?;
     file.finish()
