@@ -23,11 +23,17 @@ pub(super) struct BlockCache {
 
 #[derive(Default)]
 struct Inner {
-    slots: HashMap<StoredBlock, Arc<Slot>>,
-    /// Every block that counts in `bytes`, the one to consider next at the front.
+    entries: HashMap<StoredBlock, Entry>,
+    /// The blocks that count in `bytes`, each once, the one to consider next at the front.
     clock: VecDeque<StoredBlock>,
     bytes: usize,
     spare: Vec<Vec<u8>>,
+}
+
+struct Entry {
+    slot: Arc<Slot>,
+    /// Bytes that count for this block; 0 while it is being decoded.
+    counted: usize,
 }
 
 struct Slot {
@@ -71,41 +77,47 @@ impl Inner {
             let Some(block) = self.clock.pop_front() else {
                 return;
             };
-            let Some(slot) = self.slots.get(&block) else {
-                continue;
-            };
-            if slot.used.swap(false, Ordering::Relaxed) {
+            let used = self
+                .entries
+                .get(&block)
+                .is_some_and(|entry| entry.slot.used.swap(false, Ordering::Relaxed));
+            if used {
                 self.clock.push_back(block);
-                continue;
+            } else {
+                self.forget(&block);
             }
-            self.forget(&block);
         }
     }
 
     fn forget(&mut self, block: &StoredBlock) {
-        let Some(slot) = self.slots.remove(block) else {
+        let Some(entry) = self.entries.remove(block) else {
             return;
         };
-        if let Some(Some(content)) = slot.content.get() {
-            self.bytes -= content.capacity();
-        }
+        self.bytes -= entry.counted;
         // Whoever still reads the block keeps its memory; else it serves the next one.
-        let content = Arc::into_inner(slot).and_then(|slot| slot.content.into_inner().flatten());
-        if let Some(content) = content
+        let slot = Arc::into_inner(entry.slot);
+        if let Some(content) = slot.and_then(|slot| slot.content.into_inner().flatten())
             && self.spare.len() < SPARE_BUFFERS
         {
             self.spare.push(content);
         }
+    }
+
+    /// The entry of a block, if it is still the one with this slot.
+    fn same(&mut self, block: &StoredBlock, slot: &Arc<Slot>) -> Option<&mut Entry> {
+        self.entries
+            .get_mut(block)
+            .filter(|entry| Arc::ptr_eq(&entry.slot, slot))
     }
 }
 
 impl Reader {
     /// The plain content of a block, from the cache or decoded into it.
     pub fn cached(&self, block: &StoredBlock) -> Result<CachedBlock, ReadError> {
-        let (slot, spare) = {
+        let (slot, mut spare) = {
             let mut inner = self.cache.lock();
-            match inner.slots.get(block) {
-                Some(slot) => {
+            match inner.entries.get(block) {
+                Some(Entry { slot, .. }) => {
                     slot.used.store(true, Ordering::Relaxed);
                     (Arc::clone(slot), None)
                 }
@@ -114,41 +126,47 @@ impl Reader {
                         content: OnceLock::new(),
                         used: AtomicBool::new(false),
                     });
-                    inner.slots.insert(*block, Arc::clone(&slot));
-                    (slot, Some(inner.spare.pop().unwrap_or_default()))
+                    let entry = Entry {
+                        slot: Arc::clone(&slot),
+                        counted: 0,
+                    };
+                    inner.entries.insert(*block, entry);
+                    (slot, inner.spare.pop())
                 }
             }
         };
-        let mut failure = None;
+        // Who inserted the slot need not be the first to get here; who is not first waits for who is.
+        let mut outcome = None;
         let content = slot.content.get_or_init(|| {
-            // Whoever inserted the slot need not be the first to get here.
-            let mut content = spare.unwrap_or_default();
-            match self.decode(block, &mut content) {
-                Ok(()) => {
-                    let mut inner = self.cache.lock();
-                    inner.bytes += content.capacity();
-                    inner.clock.push_back(*block);
-                    Some(content)
-                }
-                Err(error) => {
-                    failure = Some(error);
-                    None
-                }
-            }
+            let mut content = spare.take().unwrap_or_default();
+            let result = self.decode(block, &mut content);
+            let content = result.is_ok().then_some(content);
+            outcome = Some(result);
+            content
         });
-        if content.is_some() {
-            let mut inner = self.cache.lock();
-            if inner.bytes > self.cache.limit {
-                inner.shrink(self.cache.limit);
+        match (content, outcome) {
+            (Some(content), outcome) => {
+                if outcome.is_some() {
+                    let counted = content.capacity();
+                    let mut inner = self.cache.lock();
+                    if let Some(entry) = inner.same(block, &slot) {
+                        entry.counted = counted;
+                        inner.bytes += counted;
+                        inner.clock.push_back(*block);
+                        inner.shrink(self.cache.limit);
+                    }
+                }
+                Ok(CachedBlock(slot))
             }
-            drop(inner);
-            return Ok(CachedBlock(slot));
-        }
-        self.cache.lock().forget(block);
-        match failure {
-            Some(error) => Err(error),
+            (None, Some(Err(error))) => {
+                let mut inner = self.cache.lock();
+                if inner.same(block, &slot).is_some() {
+                    inner.forget(block);
+                }
+                Err(error)
+            }
             // Another thread has the error; get our own, or the block if the trouble was passing.
-            None => {
+            (None, _) => {
                 let mut content = Vec::new();
                 self.decode(block, &mut content)?;
                 Ok(CachedBlock(Arc::new(Slot {
@@ -159,26 +177,13 @@ impl Reader {
         }
     }
 
-    /// Whether a block is in the cache, or about to be.
+    /// Whether a block is in the cache, or being decoded into it.
     #[must_use]
     pub fn is_cached(&self, block: &StoredBlock) -> bool {
-        self.cache.lock().slots.contains_key(block)
+        self.cache.lock().entries.contains_key(block)
     }
 
-    /// Drops a block from the cache: the caller knows that it will not be asked for soon.
-    pub fn forget_cached(&self, block: &StoredBlock) {
-        let mut inner = self.cache.lock();
-        // A block that is being decoded is not yet counted, so it has to stay until it is.
-        let decoded = inner
-            .slots
-            .get(block)
-            .is_some_and(|slot| slot.content.get().is_some());
-        if decoded {
-            inner.forget(block);
-        }
-    }
-
-    /// Bytes of memory that decoded blocks take now.
+    /// Bytes of memory that the cache's decoded blocks take now.
     #[must_use]
     pub fn cached_bytes(&self) -> usize {
         self.cache.lock().bytes

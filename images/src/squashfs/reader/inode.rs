@@ -12,13 +12,13 @@ const MAX_SYMLINK: u32 = 4095;
 pub struct Inode {
     /// Where it was read from.
     pub reference: InodeRef,
-    /// Its number, from 1 on; what `st_ino` should say.
+    /// What `st_ino` should say. A number that the image claims: not the key of anything, which is what `reference` is.
     pub number: u32,
     /// Permission bits with setuid, setgid and sticky: the low 12 bits of `st_mode`.
     pub mode: u16,
     /// Modification time in seconds since 1970.
     pub mtime: u32,
-    /// Number of links.
+    /// Number of links that the image claims, at least 1.
     pub nlink: u32,
     /// Position of the owner in the id table, see [`Reader::id`].
     pub uid_index: u16,
@@ -141,9 +141,6 @@ impl Reader {
         let gid_index = cursor.u16()?;
         let mtime = cursor.u32()?;
         let number = cursor.u32()?;
-        if number == 0 || number > self.superblock.inode_count.get() {
-            return Err(corrupt("an inode has an impossible number"));
-        }
         let mut nlink = 1;
         let mut xattr = NO_XATTR;
         let listing = |size: u32, start: u32, offset: u16| {
@@ -267,15 +264,12 @@ impl Reader {
             }
             _ => return Err(corrupt("an inode has an unknown type")),
         };
-        if nlink == 0 {
-            return Err(corrupt("an inode has no links"));
-        }
         Ok(Inode {
             reference,
             number,
             mode,
             mtime,
-            nlink,
+            nlink: nlink.max(1),
             uid_index,
             gid_index,
             xattr: (xattr != NO_XATTR).then_some(xattr),

@@ -185,6 +185,16 @@ impl Cursor<'_> {
 
     /// The next `N` bytes.
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], ReadError> {
+        // Nearly always within one block.
+        if let Some(array) = self
+            .block
+            .data
+            .get(self.position.offset..)
+            .and_then(<[u8]>::first_chunk)
+        {
+            self.position.offset += N;
+            return Ok(*array);
+        }
         let mut array = [0; N];
         self.read(&mut array)?;
         Ok(array)
