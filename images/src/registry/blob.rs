@@ -16,7 +16,7 @@ use crate::source::SourceError;
 use crate::source::verified::{Verified, stream_error};
 
 /// Progress that makes earlier failures forgiven, in bytes.
-const FORGIVING: u64 = 256 << 10;
+const FORGIVING: u64 = 64 << 10;
 
 /// The bytes of a blob, not verified.
 pub(super) struct BlobStream {

@@ -1,0 +1,14 @@
+//! Sources against the real parts (docker-registry, skopeo) and against a server that misbehaves on purpose.
+//!
+//! A tool that is missing makes its tests report themselves as skipped, by name; with `CISTA_TEST_REQUIRE=1` it makes them fail.
+
+mod authentication;
+mod distribution;
+mod faults;
+mod image;
+mod local;
+mod server;
+mod stopping;
+mod stored;
+mod tls;
+mod tools;
