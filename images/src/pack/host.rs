@@ -31,10 +31,8 @@ pub(super) struct HostTree<'a> {
     root: OwnedFd,
     /// Major and minor number of the root's device.
     device: (u32, u32),
-    /// Names and directories from the root down to the one that was entered last.
-    chain: Vec<(Box<[u8]>, OwnedFd)>,
-    /// That directory, when it is deeper than the chain is long.
-    beyond: Option<OwnedFd>,
+    /// Names and directories from below the root down to the one that was entered last. Only the deepest [`MAX_OPEN`] are open.
+    chain: Vec<(Box<[u8]>, Option<OwnedFd>)>,
     xattrs: XattrReader,
 }
 
@@ -54,18 +52,14 @@ impl<'a> HostTree<'a> {
             root,
             device: (status.stx_dev_major, status.stx_dev_minor),
             chain: Vec::new(),
-            beyond: None,
             xattrs: XattrReader::default(),
         })
     }
 
+    /// The directory that was entered last.
     fn current(&self) -> BorrowedFd<'_> {
-        let chained = self.chain.last().map(|(_, directory)| directory);
-        self.beyond
-            .as_ref()
-            .or(chained)
-            .unwrap_or(&self.root)
-            .as_fd()
+        let deepest = self.chain.last().and_then(|(_, open)| open.as_ref());
+        deepest.unwrap_or(&self.root).as_fd()
     }
 
     fn open_path(&mut self, path: &[u8]) -> io::Result<()> {
@@ -73,18 +67,26 @@ impl<'a> HostTree<'a> {
             [] => Vec::new(),
             path => path.split(|byte| *byte == b'/').collect(),
         };
-        let kept = (self.chain.iter().zip(&names))
+        let common = (self.chain.iter().zip(&names))
             .take_while(|((open, _), name)| **open == ***name)
             .count();
-        self.chain.truncate(kept);
-        self.beyond = None;
-        for name in &names[kept..] {
+        self.chain.truncate(common);
+        // Those above the deepest open one need not be open again.
+        let open = self.chain.iter().rposition(|(_, open)| open.is_some());
+        let first = open.map_or(0, |position| position + 1);
+        for (depth, name) in names.iter().enumerate().skip(first) {
+            let parent = match depth.checked_sub(1) {
+                Some(above) => self.chain[above].1.as_ref().unwrap_or(&self.root),
+                None => &self.root,
+            };
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let directory = openat(self.current(), *name, flags, Mode::empty())?;
-            if self.chain.len() < MAX_OPEN {
-                self.chain.push(((*name).into(), directory));
-            } else {
-                self.beyond = Some(directory);
+            let directory = openat(parent, *name, flags, Mode::empty())?;
+            match self.chain.get_mut(depth) {
+                Some((_, open)) => *open = Some(directory),
+                None => self.chain.push(((*name).into(), Some(directory))),
+            }
+            if let Some(above) = depth.checked_sub(MAX_OPEN) {
+                self.chain[above].1 = None;
             }
         }
         Ok(())

@@ -409,12 +409,6 @@ impl Packer<'_> {
                 cancelled = cancel.check();
             })?;
             cancelled?;
-            // A directory's names in this layer hide all lower ones even where it says nothing about them.
-            for higher in merged.values_mut() {
-                if let Merged::Directory(_, open) = higher {
-                    *open &= !opaque;
-                }
-            }
             if opaque {
                 break;
             }

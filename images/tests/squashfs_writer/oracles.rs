@@ -43,8 +43,9 @@ pub(crate) fn unsquashfs(image: &Path, destination: &Path) -> bool {
         return false;
     }
     // -strict-errors: any complaint is an error.
+    let xattrs = if is_root() { "-xattrs" } else { "-user-xattrs" };
     run(Command::new("unsquashfs")
-        .args(["-no-progress", "-strict-errors", "-dest"])
+        .args(["-no-progress", "-strict-errors", xattrs, "-dest"])
         .args([destination, image]));
     true
 }
