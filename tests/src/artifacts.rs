@@ -1,0 +1,49 @@
+//! Where cargo puts things.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::HarnessError;
+
+/// The root of the workspace.
+#[must_use]
+pub fn workspace() -> &'static Path {
+    // This crate is one directory below it.
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("."))
+}
+
+/// The target directory.
+#[must_use]
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// A profile of cargo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// For tests.
+    Debug,
+    /// For the demo and the benches.
+    Release,
+}
+
+/// The `cista` program: `CISTA_BIN`, else the one that cargo built.
+pub fn cista(profile: Profile) -> Result<PathBuf, HarnessError> {
+    if let Some(path) = std::env::var_os("CISTA_BIN").filter(|path| !path.is_empty()) {
+        return Ok(PathBuf::from(path));
+    }
+    let directory = match profile {
+        Profile::Debug => "debug",
+        Profile::Release => "release",
+    };
+    let path = target().join(directory).join("cista");
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(HarnessError::Missing {
+            what: format!("`{}`", path.display()),
+            hint: "run `cargo build --workspace` first, as `cargo xtask test` does".into(),
+        })
+    }
+}

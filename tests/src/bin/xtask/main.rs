@@ -1,0 +1,51 @@
+//! `cargo xtask`: the one entry point for the demo, the tests and the benches.
+
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for people: its results go to stdout, what it does meanwhile to stderr"
+)]
+
+mod images;
+mod machine;
+mod test;
+
+use std::process::ExitCode;
+
+use cista_tests::case::chain;
+use cista_tests::error::HarnessError;
+use clap::Parser;
+
+/// The tasks of this repository
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Task {
+    Test(test::Args),
+    Images(images::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().task {
+        Task::Test(args) => test::run(&args),
+        Task::Images(args) => images::run(&args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {}", chain(&error));
+        ExitCode::FAILURE
+    })
+}
+
+/// What a task returns: the exit status of the process.
+type Outcome = Result<ExitCode, HarnessError>;
+
+/// Tells what is being done, on stderr.
+fn say(text: &str) {
+    eprintln!("    {text}");
+}

@@ -1,0 +1,48 @@
+//! The end-to-end tests: `cista` as a user meets it, with real registries, images, kernels and terminals.
+//!
+//! One file a subject. Each has a table of cases at its end: name, tier, who runs it, what it needs of the machine. Run them all with
+//! `cargo xtask test`, some with `cargo xtask test FILTER`.
+
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::print_stderr,
+    reason = "what the session does is told to who waits"
+)]
+
+mod bad_input;
+mod containers;
+mod import;
+mod isolation;
+mod oracle;
+mod run;
+mod signals;
+mod start;
+
+use std::process::ExitCode;
+
+use cista_tests::artifacts::Profile;
+use cista_tests::case::{chain, run_all};
+use cista_tests::environment::Session;
+
+fn main() -> ExitCode {
+    let cases = [
+        import::CASES,
+        bad_input::CASES,
+        oracle::CASES,
+        start::CASES,
+        signals::CASES,
+        isolation::CASES,
+        run::CASES,
+        containers::CASES,
+    ];
+    let outcome = Session::start(Profile::Debug, |text| eprintln!("    {text}"))
+        .and_then(|session| run_all(session, &cases));
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
