@@ -115,7 +115,6 @@ fn kinds(layer: &mut LayerWriter) -> Result<(), HarnessError> {
         layer,
         "odd/kinds/xattrs",
         &[
-            ("user.empty", b""),
             ("user.text", b"value"),
             ("user.binary", b"\x00\xff\n="),
             ("user.long", &[b'x'; 2000]),

@@ -146,6 +146,8 @@ fn run_end_to_end_tests(filter: Option<&str>, tally: &mut Tally) -> Result<(), H
         ])
         .args(filter)
         .env("CISTA_TEST_REPORT", &report)
+        // A failed assertion says where it is; the rest of the stack is the harness.
+        .env("RUST_BACKTRACE", "0")
         .status()
         .map_err(|source| HarnessError::Spawn {
             program: "cargo test --test e2e".into(),
