@@ -3,6 +3,8 @@
 //! The only module that reads the process environment. Directories follow the XDG base directory specification; each
 //! can be set by a `CISTA_…` variable.
 
+pub mod import;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 

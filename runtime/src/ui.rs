@@ -5,6 +5,8 @@
 
 #![expect(clippy::print_stderr, reason = "this module owns both streams")]
 
+pub mod progress;
+
 use std::io::Write as _;
 
 use crate::cli::Failure;

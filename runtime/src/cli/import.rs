@@ -1,13 +1,247 @@
-//! `cista import`: import an image into a squashfs file
+//! `cista import`: import an image into a squashfs file.
+//!
+//! What is shared with `run` and `digest` stands here too: how a URI becomes a source, and how a failure of an import is
+//! shown.
 
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
 
-use super::{Context, Outcome};
+use cista_images::cancel::Cancel;
+use cista_images::import::{self, Options, Summary};
+use cista_images::output::{Output, OutputError};
+use cista_images::platform::Platform;
+use cista_images::reference::Reference;
+use cista_images::source::{self, Source, Task};
+use cista_images::squashfs::compression::Compression;
+use cista_images::store::Store;
 
-/// import an image into a squashfs file
+use super::{Context, Failure, Outcome, status};
+use crate::config::import::ImportConfig;
+use crate::sys;
+use crate::ui;
+use crate::ui::progress::ImportProgress;
+
+/// Import an image into a squashfs file
+///
+/// URI is one of
+///   docker://[USER@][REGISTRY/]IMAGE[:TAG][@DIGEST]
+///   oci:DIR[:TAG]   oci-archive:FILE[:TAG]   docker-archive:FILE[:TAG]
+///   tar:FILE   dir:PATH   (a plain root file system; `tar:-` is standard input)
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+#[command(verbatim_doc_comment)]
+pub(super) struct Args {
+    /// File to make; named after the image when left out
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Replace the file if it exists
+    #[arg(short, long)]
+    force: bool,
+    /// Say nothing but warnings and errors
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    source: SourceOptions,
+    #[command(flatten)]
+    image: ImageOptions,
+    /// The image
+    uri: String,
+}
 
-pub(super) fn run(_args: Args, _context: &Context) -> Outcome {
-    Ok(ExitCode::FAILURE)
+/// Where an image comes from; shared by the commands that take a URI.
+#[derive(Debug, clap::Args)]
+pub(super) struct SourceOptions {
+    /// Processor architecture, such as `amd64` or `arm64/v8`; the machine's own when left out
+    #[arg(short, long, value_name = "ARCH")]
+    arch: Option<String>,
+}
+
+/// How an image is made.
+#[derive(Debug, clap::Args)]
+pub(super) struct ImageOptions {
+    /// Compression: zstd[:1-22], lz4, gzip[:1-9], xz or none
+    #[arg(long, value_name = "NAME")]
+    compression: Option<Compression>,
+    /// Neither take layers from the cache nor keep them there
+    #[arg(long)]
+    no_cache: bool,
+}
+
+impl SourceOptions {
+    pub(super) fn platform(&self) -> Platform {
+        self.arch
+            .as_deref()
+            .map_or_else(Platform::host, Platform::linux)
+    }
+}
+
+impl ImageOptions {
+    pub(super) fn options(&self, config: &ImportConfig, context: &Context) -> Options {
+        Options {
+            compression: self.compression.unwrap_or(config.compression),
+            time: config.time,
+            ..Options::new(context.config.max_processors)
+        }
+    }
+
+    /// The store, unless it is not wanted.
+    pub(super) fn store(&self, context: &Context) -> Result<Option<Arc<Store>>, Failure> {
+        if self.no_cache {
+            return Ok(None);
+        }
+        let store = Store::open(&context.config.cache_path)
+            .map_err(|error| Failure::new(error).with_hint(
+                "`CISTA_CACHE_PATH` names another directory for the cache, `--no-cache` does without",
+            ))?;
+        Ok(Some(Arc::new(store)))
+    }
+}
+
+pub(super) fn run(args: Args, context: &Context) -> Outcome {
+    let start = Instant::now();
+    let config = ImportConfig::load()?;
+    let reference = parse(&args.uri)?;
+    let path = match args.output {
+        Some(path) => path,
+        None => reference
+            .default_file_name()
+            .map(PathBuf::from)
+            .ok_or_else(|| {
+                Failure::new(io::Error::other("the URI gives the file no name"))
+                    .with_hint("name it with `-o FILE`")
+            })?,
+    };
+    let cancel = sys::signal::cancel_on_signals()?;
+    let output = Output::create(&path, args.force).map_err(output_failure)?;
+    let options = args.image.options(&config, context);
+    let progress = ImportProgress::new(args.quiet);
+    let task = Task {
+        progress: &progress,
+        cancel: &cancel,
+    };
+    let made = make(
+        &reference,
+        &args.source.platform(),
+        &config,
+        args.image.store(context)?,
+        &options,
+        &output,
+        &progress,
+        task,
+    );
+    progress.finish();
+    let summary = made?;
+    output.commit().map_err(output_failure)?;
+    if !args.quiet {
+        ui::message(format_args!(
+            "imported `{}` into `{}`: {}",
+            reference.canonical(),
+            path.display(),
+            describe(&summary, progress.merged(), start)
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[expect(clippy::too_many_arguments, reason = "all that an import is made of")]
+fn make(
+    reference: &Reference,
+    platform: &Platform,
+    config: &ImportConfig,
+    store: Option<Arc<Store>>,
+    options: &Options,
+    output: &Output,
+    progress: &ImportProgress,
+    task: Task<'_>,
+) -> Result<Summary, Failure> {
+    let file = output.handle().map_err(output_failure)?;
+    if let Reference::Directory(path) = reference {
+        return import::import_directory(path, &reference.canonical(), options, file, task)
+            .map_err(|error| failure(error, task.cancel));
+    }
+    let source = open(reference, config, store)?;
+    let image = source
+        .resolve(platform, task)
+        .map_err(|error| failure(error, task.cancel))?;
+    progress.begin(&image);
+    import::import(source.as_ref(), &image, options, file, task)
+        .map_err(|error| failure(error, task.cancel))
+}
+
+/// The last line: what came out of what, and how long it took.
+pub(super) fn describe(summary: &Summary, read: u64, start: Instant) -> String {
+    let seconds = start.elapsed().as_secs_f64();
+    let ratio = summary.content as f64 / (summary.size.max(1)) as f64;
+    let from = if read > 0 {
+        format!(", from {}", indicatif::HumanBytes(read))
+    } else {
+        String::new()
+    };
+    format!(
+        "{} ({ratio:.1} times smaller than its {} of files){from}, in {seconds:.1} s",
+        indicatif::HumanBytes(summary.size),
+        indicatif::HumanBytes(summary.content),
+    )
+}
+
+/// Reads a URI.
+pub(super) fn parse(uri: &str) -> Result<Reference, Failure> {
+    Ok(uri.parse()?)
+}
+
+/// Opens what a reference names, with the settings and credentials for it.
+pub(super) fn open(
+    reference: &Reference,
+    config: &ImportConfig,
+    store: Option<Arc<Store>>,
+) -> Result<Box<dyn Source>, Failure> {
+    let registry = match reference {
+        Reference::Registry(registry) => {
+            if let (Some(user), None) = (&registry.user, &config.password) {
+                return Err(Failure::new(io::Error::other(format!(
+                    "there is no password for `{user}` at `{}`",
+                    registry.registry
+                )))
+                .with_hint("set `CISTA_PASSWORD`"));
+            }
+            config.registry_for(&registry.registry, registry.user.as_deref())
+        }
+        _ => config.registry.clone(),
+    };
+    source::open(reference, &source::Settings { registry, store }).map_err(|error| {
+        let hint = source::hint(&error);
+        hinted(Failure::new(error), hint)
+    })
+}
+
+/// How a failed import is shown: an interrupted one has a status of its own.
+pub(super) fn failure(error: impl Error + Send + Sync + 'static, cancel: &Cancel) -> Failure {
+    let hint = source::hint(&error);
+    if cancel.is_cancelled() {
+        let signal = sys::signal::received().map_or(status::INTERRUPTED, |signal| {
+            // Signal numbers are below 65.
+            128 + (signal & 0x7f) as u8
+        });
+        return Failure::new(cista_images::cancel::Cancelled).with_status(signal);
+    }
+    hinted(Failure::new(error), hint)
+}
+
+/// How a failure to make the file is shown.
+pub(super) fn output_failure(error: OutputError) -> Failure {
+    let hint = match &error {
+        OutputError::Exists { .. } => Some("`-f` replaces it, `-o FILE` names another".to_owned()),
+        error => source::hint(error),
+    };
+    hinted(Failure::new(error), hint)
+}
+
+fn hinted(failure: Failure, hint: Option<String>) -> Failure {
+    match hint {
+        Some(hint) => failure.with_hint(hint),
+        None => failure,
+    }
 }

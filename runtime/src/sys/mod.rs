@@ -9,6 +9,7 @@
 //! - [`namespace`]: new ones, `unshare(2)`
 //! - [`process`]: processes that are nobody's child, `execve(2)`
 //! - [`seccomp`]: installing a filter
+//! - [`signal`]: Ctrl-C asks a long operation to stop
 //! - [`sigpipe`]: the disposition of SIGPIPE that the caller gave us
 
 #![expect(
@@ -21,4 +22,5 @@ pub mod mount;
 pub mod namespace;
 pub mod process;
 pub mod seccomp;
+pub mod signal;
 pub mod sigpipe;
