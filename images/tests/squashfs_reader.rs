@@ -33,6 +33,20 @@ fn has_tool(tool: &str) -> bool {
     found
 }
 
+/// A directory that goes with its handle; in it, an empty directory and the path of an image to make from it. None where
+/// images cannot be made.
+fn scratch() -> Option<(tempfile::TempDir, PathBuf, PathBuf)> {
+    has_tool("mksquashfs").then(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let (source, image) = (
+            directory.path().join("source"),
+            directory.path().join("image"),
+        );
+        fs::create_dir(&source).unwrap();
+        (directory, source, image)
+    })
+}
+
 /// Bytes that compress somewhat and differ by seed.
 fn content(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -267,15 +281,9 @@ fn open(image: &Path) -> Reader {
 }
 
 fn check(options: &[&str]) {
-    if !has_tool("mksquashfs") {
+    let Some((_scratch, source, image)) = scratch() else {
         return;
-    }
-    let directory = tempfile::tempdir().unwrap();
-    let (source, image) = (
-        directory.path().join("source"),
-        directory.path().join("image"),
-    );
-    fs::create_dir(&source).unwrap();
+    };
     sample(&source);
     mksquashfs(&source, &image, options);
     let reader = open(&image);
@@ -349,15 +357,9 @@ fn always_fragments() {
 
 #[test]
 fn devices_and_sockets() {
-    if !has_tool("mksquashfs") {
+    let Some((_scratch, source, image)) = scratch() else {
         return;
-    }
-    let directory = tempfile::tempdir().unwrap();
-    let (source, image) = (
-        directory.path().join("source"),
-        directory.path().join("image"),
-    );
-    fs::create_dir(&source).unwrap();
+    };
     let pseudo = [
         "null c 666 0 0 1 3",
         "disk b 660 7 8 259 300",
@@ -400,14 +402,9 @@ fn devices_and_sockets() {
 
 #[test]
 fn more_than_64_ki_entries_and_4_gib() {
-    if !has_tool("mksquashfs") {
+    let Some((_scratch, source, image)) = scratch() else {
         return;
-    }
-    let directory = tempfile::tempdir().unwrap();
-    let (source, image) = (
-        directory.path().join("source"),
-        directory.path().join("image"),
-    );
+    };
     fs::create_dir_all(source.join("many")).unwrap();
     let size = (4_u64 << 30) + 100_003;
     let large = fs::File::create(source.join("large")).unwrap();
@@ -465,18 +462,12 @@ fn more_than_64_ki_entries_and_4_gib() {
 
 #[test]
 fn an_image_may_begin_anywhere_in_its_file() {
-    if !has_tool("mksquashfs") {
+    let Some((scratch, source, image)) = scratch() else {
         return;
-    }
-    let directory = tempfile::tempdir().unwrap();
-    let (source, image) = (
-        directory.path().join("source"),
-        directory.path().join("image"),
-    );
-    fs::create_dir(&source).unwrap();
+    };
     fs::write(source.join("file"), b"content").unwrap();
     mksquashfs(&source, &image, &[]);
-    let shifted = directory.path().join("shifted");
+    let shifted = scratch.path().join("shifted");
     let mut bytes = vec![b'#'; 12_345];
     bytes.extend(fs::read(&image).unwrap());
     fs::write(&shifted, bytes).unwrap();
@@ -487,15 +478,9 @@ fn an_image_may_begin_anywhere_in_its_file() {
 
 #[test]
 fn threads_share_a_reader_whose_cache_is_too_small() {
-    if !has_tool("mksquashfs") {
+    let Some((_scratch, source, image)) = scratch() else {
         return;
-    }
-    let directory = tempfile::tempdir().unwrap();
-    let (source, image) = (
-        directory.path().join("source"),
-        directory.path().join("image"),
-    );
-    fs::create_dir(&source).unwrap();
+    };
     for i in 0..400 {
         let length = 1000 + i as usize * 997 % 200_000;
         fs::write(source.join(format!("{i}")), content(i, length)).unwrap();

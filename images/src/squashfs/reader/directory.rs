@@ -9,10 +9,13 @@
 use super::inode::{Directory, Inode, InodeKind};
 use super::metadata::{Cursor, Position};
 use super::{ReadError, Reader};
-use crate::squashfs::format::{InodeRef, MAX_HEADER_ENTRIES, MAX_NAME, inode_type};
+use crate::squashfs::format::{
+    self, DirectoryHeader, DirectoryIndex, InodeRef, MAX_HEADER_ENTRIES, MAX_NAME, METADATA_BLOCK,
+    inode_type,
+};
 
-const HEADER_SIZE: u32 = 12;
-const ENTRY_SIZE: u32 = 8;
+const HEADER_SIZE: u32 = size_of::<DirectoryHeader>() as u32;
+const ENTRY_SIZE: u32 = size_of::<format::DirectoryEntry>() as u32;
 
 /// An entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,24 +98,23 @@ impl<'a> DirectoryCursor<'a> {
                 self.cursor = None;
                 return Ok(None);
             }
-            let header: [u8; HEADER_SIZE as usize] = cursor.array()?;
-            let [count, inode_block, inode_number] = words(header);
+            let header: DirectoryHeader = cursor.record()?;
+            let count = header.count.get();
             if count as usize >= MAX_HEADER_ENTRIES {
                 return Err(corrupt("a directory header announces too many entries"));
             }
             self.header = self.offset;
             self.offset += HEADER_SIZE;
             self.remaining = count + 1;
-            self.inode_block = inode_block;
-            self.inode_number = inode_number;
+            self.inode_block = header.block.get();
+            self.inode_number = header.number.get();
         }
         if self.size - self.offset < ENTRY_SIZE {
             return Err(corrupt("a directory ends within an entry"));
         }
-        let entry: [u8; ENTRY_SIZE as usize] = cursor.array()?;
-        let field = |at: usize| u16::from_le_bytes([entry[at], entry[at + 1]]);
-        let (inode_offset, delta, kind) = (field(0), field(2).cast_signed(), field(4));
-        let length = usize::from(field(6)) + 1;
+        let entry: format::DirectoryEntry = cursor.record()?;
+        let kind = entry.inode_type.get();
+        let length = usize::from(entry.name_size.get()) + 1;
         self.offset += ENTRY_SIZE;
         if length > MAX_NAME || length as u32 > self.size - self.offset {
             return Err(corrupt("a directory entry has an impossible name"));
@@ -129,8 +131,10 @@ impl<'a> DirectoryCursor<'a> {
             return Err(corrupt("a directory entry has an impossible name"));
         }
         Ok(Some(EntryTarget {
-            inode: InodeRef::new(u64::from(self.inode_block), inode_offset),
-            number: self.inode_number.wrapping_add_signed(i32::from(delta)),
+            inode: InodeRef::new(u64::from(self.inode_block), entry.offset.get()),
+            number: self
+                .inode_number
+                .wrapping_add_signed(i32::from(entry.delta.get())),
             kind,
         }))
     }
@@ -170,12 +174,6 @@ impl Iterator for DirectoryCursor<'_> {
             }
         }
     }
-}
-
-fn words(bytes: [u8; 12]) -> [u32; 3] {
-    let word =
-        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    [word(0), word(4), word(8)]
 }
 
 fn directory(inode: &Inode) -> Result<&Directory, ReadError> {
@@ -243,24 +241,24 @@ impl Reader {
             let mut cursor = self.cursor(directory.index)?;
             let mut first = Vec::with_capacity(MAX_NAME);
             for _ in 0..directory.index_count {
-                let [offset, block, length] = words(cursor.array()?);
-                let length = length as usize + 1;
-                if length > MAX_NAME {
+                let entry: DirectoryIndex = cursor.record()?;
+                let (offset, block) = (entry.position.get(), entry.block.get());
+                let length = entry.name_size.get() as usize;
+                if length >= MAX_NAME {
                     return Err(ReadError::corrupt(
                         "a directory's index has an impossible name",
                         cursor.position().block,
                     ));
                 }
                 first.clear();
-                cursor.append(length, &mut first)?;
+                cursor.append(length + 1, &mut first)?;
                 if first.as_slice() > name || offset >= directory.size {
                     break;
                 }
                 // Every block before the indexed one is full, so the offset within it follows from the listing's own.
                 let position = Position {
                     block: self.directory_table.saturating_add(u64::from(block)),
-                    offset: (directory.listing.offset + offset as usize)
-                        % crate::squashfs::format::METADATA_BLOCK,
+                    offset: (directory.listing.offset + offset as usize) % METADATA_BLOCK,
                     end: self.directory_end,
                 };
                 best = (offset, position);

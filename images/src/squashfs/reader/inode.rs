@@ -2,7 +2,10 @@
 
 use super::metadata::Position;
 use super::{ReadError, Reader};
-use crate::squashfs::format::{InodeRef, NO_FRAGMENT, NO_XATTR, inode_type};
+use crate::squashfs::format::{
+    DIRECTORY_SIZE_EXTRA, DeviceInode, DirectoryInode, ExtendedDirectoryInode, ExtendedFileInode,
+    FileInode, InodeHeader, InodeRef, IpcInode, NO_FRAGMENT, NO_XATTR, SymlinkInode, inode_type,
+};
 
 /// Longest target of a symbolic link in bytes: the kernel's `PATH_MAX` less the terminating zero.
 const MAX_SYMLINK: u32 = 4095;
@@ -113,12 +116,19 @@ impl Inode {
     #[must_use]
     pub fn size(&self) -> u64 {
         match &self.kind {
-            InodeKind::Directory(directory) => u64::from(directory.size) + 3,
+            InodeKind::Directory(directory) => {
+                u64::from(directory.size) + u64::from(DIRECTORY_SIZE_EXTRA)
+            }
             InodeKind::File(file) => file.size,
             InodeKind::Symlink(link) => u64::from(link.length),
             _ => 0,
         }
     }
+}
+
+/// The fragment and the offset in it, if the file has one.
+fn tail(fragment: u32, offset: u32) -> Option<(u32, u32)> {
+    (fragment != NO_FRAGMENT).then_some((fragment, offset))
 }
 
 impl Reader {
@@ -135,18 +145,14 @@ impl Reader {
             offset: usize::from(reference.offset()),
             end: self.directory_table,
         })?;
-        let kind_number = cursor.u16()?;
-        let mode = cursor.u16()? & 0o7777;
-        let uid_index = cursor.u16()?;
-        let gid_index = cursor.u16()?;
-        let mtime = cursor.u32()?;
-        let number = cursor.u32()?;
+        let header: InodeHeader = cursor.record()?;
+        let kind_number = header.inode_type.get();
+        let extended = kind_number >= inode_type::EXTENDED_DIRECTORY;
         let mut nlink = 1;
         let mut xattr = NO_XATTR;
         let listing = |size: u32, start: u32, offset: u16| {
-            // Three bytes stand for `.` and `..`; an empty directory has no listing at all.
             let size = size
-                .checked_sub(3)
+                .checked_sub(DIRECTORY_SIZE_EXTRA)
                 .ok_or_else(|| corrupt("a directory has an impossible size"))?;
             let listing = Position {
                 block: self.directory_table.saturating_add(u64::from(start)),
@@ -157,77 +163,67 @@ impl Reader {
         };
         let kind = match kind_number {
             inode_type::DIRECTORY => {
-                let start = cursor.u32()?;
-                nlink = cursor.u32()?;
-                let size = u32::from(cursor.u16()?);
-                let offset = cursor.u16()?;
-                let parent = cursor.u32()?;
-                let (size, listing) = listing(size, start, offset)?;
+                let record: DirectoryInode = cursor.record()?;
+                nlink = record.links.get();
+                let size = u32::from(record.size.get());
+                let (size, listing) = listing(size, record.block.get(), record.offset.get())?;
                 InodeKind::Directory(Directory {
                     size,
                     listing,
                     index_count: 0,
                     index: cursor.position(),
-                    parent,
+                    parent: record.parent.get(),
                 })
             }
             inode_type::EXTENDED_DIRECTORY => {
-                nlink = cursor.u32()?;
-                let size = cursor.u32()?;
-                let start = cursor.u32()?;
-                let parent = cursor.u32()?;
-                let index_count = cursor.u16()?;
-                let offset = cursor.u16()?;
-                xattr = cursor.u32()?;
-                let (size, listing) = listing(size, start, offset)?;
+                let record: ExtendedDirectoryInode = cursor.record()?;
+                nlink = record.links.get();
+                xattr = record.xattr.get();
+                let size = record.size.get();
+                let (size, listing) = listing(size, record.block.get(), record.offset.get())?;
                 InodeKind::Directory(Directory {
                     size,
                     listing,
-                    index_count,
+                    index_count: record.index_count.get(),
                     index: cursor.position(),
-                    parent,
+                    parent: record.parent.get(),
                 })
             }
             inode_type::FILE => {
-                let start = u64::from(cursor.u32()?);
-                let fragment = cursor.u32()?;
-                let offset = cursor.u32()?;
-                let size = u64::from(cursor.u32()?);
+                let record: FileInode = cursor.record()?;
                 InodeKind::File(File {
-                    size,
+                    size: u64::from(record.size.get()),
                     sparse: 0,
-                    start,
-                    fragment: (fragment != NO_FRAGMENT).then_some((fragment, offset)),
+                    start: u64::from(record.start.get()),
+                    fragment: tail(record.fragment.get(), record.offset.get()),
                     blocks: cursor.position(),
                 })
             }
             inode_type::EXTENDED_FILE => {
-                let start = cursor.u64()?;
-                let size = cursor.u64()?;
-                let sparse = cursor.u64()?;
-                nlink = cursor.u32()?;
-                let fragment = cursor.u32()?;
-                let offset = cursor.u32()?;
-                xattr = cursor.u32()?;
+                let record: ExtendedFileInode = cursor.record()?;
+                nlink = record.links.get();
+                xattr = record.xattr.get();
+                let size = record.size.get();
                 if size > i64::MAX.cast_unsigned() {
                     return Err(corrupt("a file has an impossible size"));
                 }
                 InodeKind::File(File {
                     size,
-                    sparse: sparse.min(size),
-                    start,
-                    fragment: (fragment != NO_FRAGMENT).then_some((fragment, offset)),
+                    sparse: record.sparse.get().min(size),
+                    start: record.start.get(),
+                    fragment: tail(record.fragment.get(), record.offset.get()),
                     blocks: cursor.position(),
                 })
             }
             inode_type::SYMLINK | inode_type::EXTENDED_SYMLINK => {
-                nlink = cursor.u32()?;
-                let length = cursor.u32()?;
+                let record: SymlinkInode = cursor.record()?;
+                nlink = record.links.get();
+                let length = record.size.get();
                 if length == 0 || length > MAX_SYMLINK {
                     return Err(corrupt("a symbolic link has an impossible length"));
                 }
                 let target = cursor.position();
-                if kind_number == inode_type::EXTENDED_SYMLINK {
+                if extended {
                     cursor.skip(u64::from(length))?;
                     xattr = cursor.u32()?;
                 }
@@ -237,24 +233,24 @@ impl Reader {
             | inode_type::CHARACTER_DEVICE
             | inode_type::EXTENDED_BLOCK_DEVICE
             | inode_type::EXTENDED_CHARACTER_DEVICE => {
-                nlink = cursor.u32()?;
-                let number = cursor.u32()?;
-                if kind_number >= inode_type::EXTENDED_DIRECTORY {
+                let record: DeviceInode = cursor.record()?;
+                nlink = record.links.get();
+                if extended {
                     xattr = cursor.u32()?;
                 }
                 match kind_number {
                     inode_type::BLOCK_DEVICE | inode_type::EXTENDED_BLOCK_DEVICE => {
-                        InodeKind::BlockDevice(number)
+                        InodeKind::BlockDevice(record.device.get())
                     }
-                    _ => InodeKind::CharacterDevice(number),
+                    _ => InodeKind::CharacterDevice(record.device.get()),
                 }
             }
             inode_type::FIFO
             | inode_type::SOCKET
             | inode_type::EXTENDED_FIFO
             | inode_type::EXTENDED_SOCKET => {
-                nlink = cursor.u32()?;
-                if kind_number >= inode_type::EXTENDED_DIRECTORY {
+                nlink = cursor.record::<IpcInode>()?.links.get();
+                if extended {
                     xattr = cursor.u32()?;
                 }
                 match kind_number {
@@ -266,12 +262,12 @@ impl Reader {
         };
         Ok(Inode {
             reference,
-            number,
-            mode,
-            mtime,
+            number: header.number.get(),
+            mode: header.mode.get() & 0o7777,
+            mtime: header.mtime.get(),
             nlink: nlink.max(1),
-            uid_index,
-            gid_index,
+            uid_index: header.uid.get(),
+            gid_index: header.gid.get(),
             xattr: (xattr != NO_XATTR).then_some(xattr),
             kind,
         })

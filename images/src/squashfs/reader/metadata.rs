@@ -6,6 +6,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, IntoBytes};
+
 use super::{ReadError, Reader};
 use crate::squashfs::format::{METADATA_BLOCK, METADATA_UNCOMPRESSED};
 
@@ -183,36 +186,27 @@ impl Cursor<'_> {
         Ok(())
     }
 
-    /// The next `N` bytes.
-    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], ReadError> {
+    /// The next record, as it stands on disk.
+    pub(super) fn record<T: FromBytes + IntoBytes>(&mut self) -> Result<T, ReadError> {
         // Nearly always within one block.
-        if let Some(array) = self
-            .block
-            .data
-            .get(self.position.offset..)
-            .and_then(<[u8]>::first_chunk)
-        {
-            self.position.offset += N;
-            return Ok(*array);
+        let available = self.block.data.get(self.position.offset..).unwrap_or(&[]);
+        if let Ok((record, _)) = T::read_from_prefix(available) {
+            self.position.offset += size_of::<T>();
+            return Ok(record);
         }
-        let mut array = [0; N];
-        self.read(&mut array)?;
-        Ok(array)
-    }
-
-    /// The next 16-bit number.
-    pub(super) fn u16(&mut self) -> Result<u16, ReadError> {
-        self.array().map(u16::from_le_bytes)
+        let mut record = T::new_zeroed();
+        self.read(record.as_mut_bytes())?;
+        Ok(record)
     }
 
     /// The next 32-bit number.
     pub(super) fn u32(&mut self) -> Result<u32, ReadError> {
-        self.array().map(u32::from_le_bytes)
+        self.record::<U32>().map(U32::get)
     }
 
     /// The next 64-bit number.
     pub(super) fn u64(&mut self) -> Result<u64, ReadError> {
-        self.array().map(u64::from_le_bytes)
+        self.record::<U64>().map(U64::get)
     }
 
     /// Appends `length` bytes to `buffer`, which grows only as far as bytes are found.

@@ -6,7 +6,9 @@
 use super::file::StoredBlock;
 use super::metadata::{Cursor, Position};
 use super::{ReadError, Reader};
-use crate::squashfs::format::{DATA_UNCOMPRESSED, InodeRef, METADATA_BLOCK, NO_TABLE};
+use crate::squashfs::format::{
+    DATA_UNCOMPRESSED, FragmentEntry, InodeRef, METADATA_BLOCK, NO_TABLE,
+};
 
 impl Reader {
     /// A cursor at record `number` of the table of records of `size` bytes whose array of block offsets begins at `table`.
@@ -53,9 +55,10 @@ impl Reader {
             ));
         }
         let table = self.superblock.fragment_table.get();
-        let mut record = self.table_record(table, u64::from(index), 16)?;
-        let offset = record.u64()?;
-        let raw = record.u32()?;
+        let entry: FragmentEntry = self
+            .table_record(table, u64::from(index), size_of::<FragmentEntry>())?
+            .record()?;
+        let (offset, raw) = (entry.start.get(), entry.size.get());
         let stored = raw & !DATA_UNCOMPRESSED;
         if stored == 0
             || stored > self.block_size()

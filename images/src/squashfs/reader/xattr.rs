@@ -6,13 +6,11 @@
 use super::inode::Inode;
 use super::metadata::{Cursor, Position};
 use super::{ReadError, Reader};
-use crate::squashfs::format::{InodeRef, NO_TABLE};
+use crate::squashfs::format::{
+    self, InodeRef, NO_TABLE, XATTR_OUT_OF_LINE, XATTR_PREFIXES, XattrEntry, XattrId,
+};
 use crate::tree::Xattrs;
 
-/// Bit of a name's type: the value is out of line.
-const OUT_OF_LINE: u16 = 1 << 8;
-/// Prefixes of names by type.
-const PREFIXES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 /// Longest name with its prefix: `XATTR_NAME_MAX` of the kernel.
 const MAX_NAME: usize = 255;
 /// Longest value: `XATTR_SIZE_MAX` of the kernel.
@@ -47,17 +45,20 @@ impl Reader {
         if index >= table.sets {
             return Err(corrupt("an inode's attributes are not in the xattr table"));
         }
-        // The lookup table's array of blocks stands behind the 16-byte header.
-        let lookup = self.superblock.xattr_table.get() + 16;
-        let mut set = self.table_record(lookup, u64::from(index), 16)?;
-        let reference = InodeRef(set.u64()?);
-        let count = set.u32()?;
-        let mut pairs = self.pairs_at(table, reference)?;
+        // The lookup table's array of blocks stands behind the header.
+        let lookup = self.superblock.xattr_table.get() + size_of::<format::XattrTable>() as u64;
+        let set: XattrId = self
+            .table_record(lookup, u64::from(index), size_of::<XattrId>())?
+            .record()?;
+        let mut pairs = self.pairs_at(table, InodeRef(set.reference.get()))?;
         let (mut names, mut values) = (0, 0);
-        for _ in 0..count {
-            let kind = pairs.u16()?;
-            let length = usize::from(pairs.u16()?);
-            let prefix = PREFIXES.get(usize::from(kind & !OUT_OF_LINE)).copied();
+        for _ in 0..set.count.get() {
+            let entry: XattrEntry = pairs.record()?;
+            let kind = entry.kind.get();
+            let length = usize::from(entry.name_size.get());
+            let prefix = XATTR_PREFIXES
+                .get(usize::from(kind & !XATTR_OUT_OF_LINE))
+                .copied();
             let mut name = Vec::with_capacity(MAX_NAME);
             name.extend_from_slice(prefix.unwrap_or_default());
             if length == 0 || name.len() + length > MAX_NAME {
@@ -69,7 +70,7 @@ impl Reader {
             }
             let size = pairs.u32()?;
             let mut value = Vec::new();
-            if kind & OUT_OF_LINE == 0 {
+            if kind & XATTR_OUT_OF_LINE == 0 {
                 Self::value(&mut pairs, size, &mut value)?;
             } else if size == 8 {
                 let mut elsewhere = self.pairs_at(table, InodeRef(pairs.u64()?))?;
