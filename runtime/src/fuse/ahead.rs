@@ -1,81 +1,92 @@
-//! Work that nobody waits for yet: blocks that will be wanted soon are decoded, and what was decoded but not asked for goes
-//! to the page cache.
+//! Decoding blocks that nobody waits for yet, on threads of their own.
 //!
-//! Helper threads appear with the first job, and sleep for good while there is none: an idle mount costs no wake-ups.
+//! Helpers appear with the first job. While there is nothing to do they sleep; the last thing they do before they sleep for
+//! good is to give the cache back, so that a long computation which has read all it needs neither pays for our memory
+//! nor is disturbed by our wake-ups.
 
 use std::collections::VecDeque;
-use std::ops::Range;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use cista_images::squashfs::reader::{CachedBlock, Reader, StoredBlock};
+use cista_images::squashfs::reader::Reader;
 
-use super::connection::Connection;
+use super::content::OpenFile;
+use crate::sys;
 
 /// Jobs that may wait; more are dropped, the oldest first.
 const QUEUE: usize = 64;
+/// Without any READ for so long, the cache is given back.
+const IDLE: Duration = Duration::from_secs(10);
 
-/// A job.
-pub(super) enum Job {
-    /// Decode a block into the cache.
-    Decode(StoredBlock),
-    /// Put part of a block into the page cache.
-    Store {
-        /// The file.
-        nodeid: u64,
-        /// Where the part begins in the file.
-        offset: u64,
-        /// The block.
-        content: CachedBlock,
-        /// The part.
-        range: Range<usize>,
-    },
+/// An extent to decode into the cache.
+pub(super) struct Job {
+    pub(super) file: Arc<OpenFile>,
+    pub(super) number: u64,
 }
 
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
+    helpers: usize,
     /// Helpers that wait for a job.
     waiting: usize,
-    helpers: usize,
+    /// Nobody watches whether the cache is still needed.
+    unwatched: bool,
     closed: bool,
 }
 
 /// The queue between the threads that answer and the helpers.
-#[derive(Default)]
 pub(super) struct Ahead {
     state: Mutex<State>,
     wake: Condvar,
+    most: usize,
+    /// Counts what keeps the cache alive.
+    uses: AtomicU64,
 }
 
 impl Ahead {
+    /// A queue for at most `most` helpers.
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            state: Mutex::default(),
+            wake: Condvar::new(),
+            most,
+            uses: AtomicU64::new(0),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds jobs. Returns true when the caller should start one more helper, of which there may be `most`.
-    pub(super) fn add(&self, jobs: impl IntoIterator<Item = Job>, most: usize) -> bool {
+    /// Notes that the cache is in use.
+    pub(super) fn used(&self) {
+        self.uses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Adds jobs, perhaps none. Returns true when the caller should start a helper.
+    pub(super) fn add(&self, jobs: impl IntoIterator<Item = Job>) -> bool {
+        // Choosing jobs may read the image.
+        let jobs: Vec<Job> = jobs.into_iter().collect();
+        let added = jobs.len();
         let mut state = self.lock();
-        let before = state.jobs.len();
         state.jobs.extend(jobs);
-        let added = state.jobs.len().saturating_sub(before);
-        if added == 0 || state.closed {
-            return false;
-        }
         while state.jobs.len() > QUEUE {
             state.jobs.pop_front();
         }
-        let (waiting, helpers) = (state.waiting, state.helpers);
-        let start = waiting == 0 && helpers < most;
+        let watch = std::mem::take(&mut state.unwatched);
+        let start =
+            state.helpers == 0 || (added > 0 && state.waiting == 0 && state.helpers < self.most);
         if start {
             state.helpers += 1;
         }
+        let waiting = state.waiting > 0;
         drop(state);
-        if waiting > 0 {
-            if added > 1 {
-                self.wake.notify_all();
-            } else {
-                self.wake.notify_one();
-            }
+        if waiting && added > 1 {
+            self.wake.notify_all();
+        } else if waiting && (watch || added > 0) {
+            self.wake.notify_one();
         }
         start
     }
@@ -92,40 +103,45 @@ impl Ahead {
     }
 
     /// What a helper does, until the queue is closed.
-    pub(super) fn help(&self, reader: &Reader, connection: &Connection) {
-        loop {
-            let job = {
-                let mut state = self.lock();
-                loop {
-                    if state.closed {
-                        return;
-                    }
-                    if let Some(job) = state.jobs.pop_front() {
-                        break job;
-                    }
-                    state.waiting += 1;
-                    state = self
-                        .wake
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner);
-                    state.waiting -= 1;
-                }
-            };
-            match job {
-                // Whoever asks for the block gets the error.
-                Job::Decode(block) => drop(reader.cached(&block)),
-                Job::Store {
-                    nodeid,
-                    offset,
-                    content,
-                    range,
-                } => {
-                    if let Some(content) = content.get(range) {
-                        // A file that the kernel does not know any more, or no memory: the content is asked for again.
-                        let _ = connection.store(nodeid, offset, content);
-                    }
-                }
+    pub(super) fn help(&self, reader: &Reader) {
+        while let Some(job) = self.next(reader) {
+            // Whoever asks for the block gets the error.
+            if !job.file.is_handed_out(job.number)
+                && let Ok(extent) = reader.extent(&job.file.map, job.number)
+                && let Some(block) = super::content::block(&extent)
+            {
+                drop(reader.cached(&block));
             }
+        }
+    }
+
+    /// Waits for the next job. None when the queue is closed.
+    fn next(&self, reader: &Reader) -> Option<Job> {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return None;
+            }
+            if let Some(job) = state.jobs.pop_front() {
+                return Some(job);
+            }
+            let uses = self.uses.load(Ordering::Relaxed);
+            state.waiting += 1;
+            state = if state.unwatched {
+                self.wake
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner)
+            } else {
+                let waited = self.wake.wait_timeout(state, IDLE);
+                let (mut state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+                if timeout.timed_out() && uses == self.uses.load(Ordering::Relaxed) {
+                    state.unwatched = true;
+                    reader.shrink_cache(0);
+                    sys::heap::give_back();
+                }
+                state
+            };
+            state.waiting -= 1;
         }
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::protocol::{InHeader, MIN_READ_BUFFER, NOTIFY_STORE, NotifyStoreOut, OutHeader};
+use super::protocol::{InHeader, MIN_READ_BUFFER, OutHeader};
 
 /// A mounted `/dev/fuse`, used by all threads.
 #[derive(Debug)]
@@ -95,28 +95,6 @@ impl Connection {
         self.send(&[IoSlice::new(header.as_bytes()), IoSlice::new(bytes)])
     }
 
-    /// Puts content into the page cache of a file, as far as the kernel knows the file.
-    ///
-    /// Waits for pages that the kernel has asked for and not got: only for a thread that nobody waits for.
-    pub(super) fn store(&self, nodeid: u64, offset: u64, content: &[u8]) -> Result<(), Errno> {
-        let store = NotifyStoreOut {
-            nodeid,
-            offset,
-            size: u32::try_from(content.len()).map_err(|_| Errno::TOOBIG)?,
-            padding: 0,
-        };
-        let header = OutHeader {
-            len: message_length(size_of_val(&store) + content.len())?,
-            error: NOTIFY_STORE,
-            unique: 0,
-        };
-        self.send(&[
-            IoSlice::new(header.as_bytes()),
-            IoSlice::new(store.as_bytes()),
-            IoSlice::new(content),
-        ])
-    }
-
     /// Sends a message whose pieces, the header first, go from where they are to where the kernel wants them.
     pub(super) fn send(&self, parts: &[IoSlice<'_>]) -> Result<(), Errno> {
         loop {
@@ -131,12 +109,8 @@ impl Connection {
 /// The header of an answer of `length` bytes.
 pub(super) fn answer_header(request: &InHeader, length: usize) -> Result<OutHeader, Errno> {
     Ok(OutHeader {
-        len: message_length(length)?,
+        len: u32::try_from(size_of::<OutHeader>() + length).map_err(|_| Errno::TOOBIG)?,
         error: 0,
         unique: request.unique,
     })
-}
-
-fn message_length(behind_header: usize) -> Result<u32, Errno> {
-    u32::try_from(size_of::<OutHeader>() + behind_header).map_err(|_| Errno::TOOBIG)
 }

@@ -73,7 +73,7 @@ pub(super) struct InHeader {
     pub(super) padding: u16,
 }
 
-/// What every answer and notification begins with.
+/// What every answer begins with.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(super) struct OutHeader {
@@ -222,19 +222,6 @@ pub(super) struct StatfsOut {
     pub(super) spare: [u32; 6],
 }
 
-/// `OutHeader::error` of a notification that puts content into the page cache.
-pub(super) const NOTIFY_STORE: i32 = 4;
-
-/// Content follows.
-#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub(super) struct NotifyStoreOut {
-    pub(super) nodeid: u64,
-    pub(super) offset: u64,
-    pub(super) size: u32,
-    pub(super) padding: u32,
-}
-
 // Sizes are part of the ABI.
 const _: () = assert!(size_of::<InHeader>() == 40);
 const _: () = assert!(size_of::<OutHeader>() == 16);
@@ -246,4 +233,3 @@ const _: () = assert!(size_of::<ReadIn>() == 40);
 const _: () = assert!(size_of::<Dirent>() == 24);
 const _: () = assert!(size_of::<DirentPlus>() == 152);
 const _: () = assert!(size_of::<StatfsOut>() == 80);
-const _: () = assert!(size_of::<NotifyStoreOut>() == 24);

@@ -5,6 +5,7 @@
 //! there and not repeated here.
 //!
 //! - [`accounts`]: the host's user and group databases through the C library, since they may live in LDAP
+//! - [`heap`]: giving memory back
 //! - [`mount`]: flags of mounts, `mount_setattr(2)`
 //! - [`namespace`]: new ones, `unshare(2)`
 //! - [`process`]: processes that are nobody's child, `execve(2)`
@@ -18,6 +19,7 @@
 )]
 
 pub mod accounts;
+pub mod heap;
 pub mod mount;
 pub mod namespace;
 pub mod process;

@@ -183,6 +183,29 @@ impl Reader {
         self.cache.lock().entries.contains_key(block)
     }
 
+    /// Drops a block from the cache: the caller knows that it will not be asked for soon. A block that is being decoded stays.
+    pub fn forget_cached(&self, block: &StoredBlock) {
+        let mut inner = self.cache.lock();
+        if inner
+            .entries
+            .get(block)
+            .is_some_and(|entry| entry.counted > 0)
+        {
+            inner.forget(block);
+            // Blocks are usually dropped soon after they were decoded, so it is near the end.
+            if let Some(at) = inner.clock.iter().rposition(|counted| counted == block) {
+                inner.clock.remove(at);
+            }
+        }
+    }
+
+    /// Drops blocks from the cache until they take at most `bytes`, and the memory that was kept for the next ones.
+    pub fn shrink_cache(&self, bytes: usize) {
+        let mut inner = self.cache.lock();
+        inner.shrink(bytes);
+        inner.spare = Vec::new();
+    }
+
     /// Bytes of memory that the cache's decoded blocks take now.
     #[must_use]
     pub fn cached_bytes(&self) -> usize {
