@@ -350,6 +350,7 @@ fn unfinished_file(
         path: directory_path.to_owned(),
         source: errno.into(),
     };
+    remove_leftovers(directory_path);
     loop {
         let temporary = temporary_name(name);
         match rustix::fs::openat(
@@ -457,7 +458,7 @@ fn writer_of(name: &[u8]) -> Option<i32> {
 
 /// Removes unfinished files that dead processes of this host left in a directory; returns how many.
 ///
-/// Only needed on file systems without `O_TMPFILE`. Never an error: what cannot be listed or removed is left for the next time.
+/// Only needed on file systems without `O_TMPFILE`, where [`Output::create`] does it by itself. Never an error: what cannot be listed or removed is left for the next time.
 pub fn remove_leftovers(directory: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return 0;

@@ -3,13 +3,16 @@
 //! What `docker export` and `debootstrap`-like tools write. One layer, no manifest, no config; compressed or not is for the decoder to see.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
 use super::archive::FileRange;
-use super::verified::Verified;
+use super::verified::{Verified, stream_error};
 use super::{LayerBlob, ResolvedImage, Source, SourceError, Task};
 use crate::digest::Digest;
 use crate::platform::Platform;
@@ -104,7 +107,7 @@ impl Source for FlatTar {
         &'a self,
         image: &ResolvedImage,
         layer: usize,
-        _: Task<'a>,
+        task: Task<'a>,
     ) -> Result<Box<dyn Read + Send + 'a>, SourceError> {
         image.layer(layer)?;
         match &self.input {
@@ -118,8 +121,35 @@ impl Source for FlatTar {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .take()
-                .map(|file| Box::new(file) as Box<dyn Read + Send>)
+                .map(|file| Box::new(Interruptible { file, task }) as Box<dyn Read + Send + 'a>)
                 .ok_or(SourceError::ReadTwice),
+        }
+    }
+}
+
+/// Reads a pipe, and stops when the caller wishes it even while the other end is silent.
+struct Interruptible<'a> {
+    file: File,
+    task: Task<'a>,
+}
+
+impl Read for Interruptible<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        const INTERVAL: Timespec = Timespec {
+            tv_sec: 0,
+            tv_nsec: 100_000_000,
+        };
+        loop {
+            let mut descriptors = [PollFd::new(&self.file, PollFlags::IN)];
+            match poll(&mut descriptors, Some(&INTERVAL)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                // What cannot be waited for can be read at once.
+                _ => return self.file.read(buffer),
+            }
+            self.task
+                .cancel
+                .check()
+                .map_err(|cancelled| stream_error(cancelled.into()))?;
         }
     }
 }

@@ -374,3 +374,28 @@ fn pipes_are_read_once() {
         Some(SourceError::ReadTwice)
     ));
 }
+
+#[test]
+fn a_silent_pipe_can_be_interrupted() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pipe");
+    run("mkfifo", &[text(&path)]);
+    // Open for both, so that neither open waits and nobody ever writes.
+    let holder = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    let source = open(&format!("tar:{}", text(&path)), quick(), None);
+    let resolved = resolve(source.as_ref()).unwrap();
+    let cancel = Cancel::new();
+    let task = Task {
+        progress: &Silent,
+        cancel: &cancel,
+    };
+    let mut stream = source.open_layer(&resolved, 0, task).unwrap();
+    cancel.cancel();
+    let error = stream.read(&mut [0; 10]).unwrap_err();
+    assert!(error.to_string().contains("interrupted"), "{error}");
+    drop(holder);
+}

@@ -2,11 +2,18 @@
 //!
 //! A tool that is missing makes its tests report themselves as skipped, by name; with `CISTA_TEST_REQUIRE=1` it makes them fail.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests fail by panicking, and report what they skip"
+)]
+
 mod authentication;
 mod distribution;
 mod faults;
 mod image;
 mod local;
+mod proxy;
 mod server;
 mod stopping;
 mod stored;
