@@ -71,38 +71,54 @@ pub enum FactsError {
     Record(#[from] record::RecordError),
 }
 
-/// Reads what a root file system says; `script_changed` where its `/etc/rc` is not the image's own any more.
+/// Reads what a root file system says; `adapted` where its command script or environment is not the image's own any more.
 ///
 /// # Errors
 ///
 /// A record that cannot be read or understood.
 pub fn read(
     rootfs: &Rootfs,
-    script_changed: bool,
+    adapted: bool,
     host: impl Fn(&OsStr) -> Option<OsString>,
 ) -> Result<Facts, FactsError> {
-    let failed = |path| move |source| FactsError::Read { path, source };
     let record = rootfs
         .read(&Path::new("/").join(record::PATH), record::MAX_SIZE as u64)
-        .map_err(failed(record::PATH))?;
+        .map_err(|source| FactsError::Read {
+            path: record::PATH,
+            source,
+        })?;
     let Some(record) = record else {
-        let mut facts = Facts::default();
-        if let Some(file) = rootfs
-            .read(Path::new(ENVIRONMENT), MAX_ENVIRONMENT)
-            .map_err(failed(ENVIRONMENT))?
-        {
-            facts.environment.set_lines(&file, host);
-        }
-        if rootfs.file_type(Path::new(SCRIPT)) == Some(FileType::RegularFile) {
-            facts.start = Start::Script;
-        }
-        return Ok(facts);
+        return from_files(rootfs, host);
     };
-    let mut facts = from_record(&record)?;
-    if (script_changed || has_local_script(rootfs))
-        && rootfs.file_type(Path::new(SCRIPT)) == Some(FileType::RegularFile)
-        && rootfs.is_executable(Path::new(SHELL))
-    {
+    let facts = from_record(&record)?;
+    if (adapted || has_local_script(rootfs)) && rootfs.is_executable(Path::new(SHELL)) {
+        let files = from_files(rootfs, host)?;
+        if files.start == Start::Script {
+            return Ok(Facts {
+                volumes: facts.volumes,
+                ..files
+            });
+        }
+    }
+    Ok(facts)
+}
+
+/// What the files say that enroot puts into its images.
+fn from_files(
+    rootfs: &Rootfs,
+    host: impl Fn(&OsStr) -> Option<OsString>,
+) -> Result<Facts, FactsError> {
+    let mut facts = Facts::default();
+    let environment = rootfs
+        .read(Path::new(ENVIRONMENT), MAX_ENVIRONMENT)
+        .map_err(|source| FactsError::Read {
+            path: ENVIRONMENT,
+            source,
+        })?;
+    if let Some(file) = environment {
+        facts.environment.set_lines(&file, host);
+    }
+    if rootfs.file_type(Path::new(SCRIPT)) == Some(FileType::RegularFile) {
         facts.start = Start::Script;
     }
     Ok(facts)

@@ -11,11 +11,12 @@
 //! - [`fstab`], [`mounts`], [`devices`], [`home`]: what is put into the root
 //! - [`environment`], [`privileges`] with [`seccomp`], [`program`]: the state and the execution of the program
 //!
-//! Besides: [`named`] containers, those [`running`], and [`temporary`] names on disk.
+//! Besides: [`named`] containers and their [`export`], those [`running`], and [`temporary`] names on disk.
 
 pub mod accounts;
 pub mod devices;
 pub mod environment;
+pub mod export;
 pub mod facts;
 pub mod fstab;
 pub mod home;

@@ -245,14 +245,14 @@ impl Mounter<'_> {
         };
         let create = match (entry.create, mount) {
             (CreateOption::No, _) | (CreateOption::Auto, None) => None,
-            (CreateOption::Directory, _) => Some(Create::Directory),
-            (CreateOption::File, _) => Some(Create::File),
+            (CreateOption::Directory, _) => Some(Create::MountDirectory),
+            (CreateOption::File, _) => Some(Create::MountFile),
             (CreateOption::Auto, Some(mount)) => {
                 let status =
                     rustix::fs::fstat(mount).map_err(|error| failed(io::Error::from(error)))?;
                 Some(match FileType::from_raw_mode(status.st_mode) {
-                    FileType::Directory => Create::Directory,
-                    _ => Create::File,
+                    FileType::Directory => Create::MountDirectory,
+                    _ => Create::MountFile,
                 })
             }
         };

@@ -14,7 +14,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -66,6 +66,8 @@ pub struct Container {
     pub directory: PathBuf,
     /// What it consists of.
     pub content: Content,
+    /// When it was made, in seconds since 1970; 0 for a tree of enroot.
+    pub created: u64,
 }
 
 /// What a container consists of.
@@ -208,7 +210,7 @@ impl Container {
         check_name(name)?;
         let directory = data_path.join(name);
         let path = directory.join(DESCRIPTION);
-        let content = match fs::File::open(&path) {
+        let (content, created) = match fs::File::open(&path) {
             Ok(file) => {
                 let mut text = Vec::new();
                 file.take(MAX_DESCRIPTION)
@@ -226,14 +228,15 @@ impl Container {
                         found: description.format,
                     });
                 }
-                if description.unpacked {
+                let content = if description.unpacked {
                     Content::Tree(directory.join(TREE))
                 } else {
                     Content::Image(directory.join(IMAGE))
-                }
+                };
+                (content, description.created)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_dir() => {
-                Content::Tree(directory.clone())
+                (Content::Tree(directory.clone()), 0)
             }
             Err(error)
                 if matches!(
@@ -251,6 +254,24 @@ impl Container {
             name: name.to_owned(),
             directory,
             content,
+            created,
+        })
+    }
+
+    /// Whether someone adapted how the container is run, by its own `/etc/rc` or `/etc/environment`: then the image's record of it holds no longer.
+    #[must_use]
+    pub fn is_adapted(&self) -> bool {
+        let (root, created) = match &self.content {
+            Content::Image(_) => (self.directory.join(UPPER), None),
+            Content::Tree(path) => (path.clone(), Some(self.created)),
+        };
+        ["etc/rc", "etc/environment"].iter().any(|name| {
+            // In an upper layer, being there is enough; unpacked files have the times of the image.
+            fs::symlink_metadata(root.join(name)).is_ok_and(|status| {
+                created.is_none_or(|created| {
+                    u64::try_from(status.mtime()).is_ok_and(|modified| modified >= created)
+                })
+            })
         })
     }
 

@@ -34,6 +34,24 @@ pub enum Create {
     Directory,
     /// An empty file, mode 0644.
     File,
+    /// An empty directory to mount on, mode 0, by which `export` knows it.
+    MountDirectory,
+    /// An empty file to mount on, mode 0, by which `export` knows it.
+    MountFile,
+}
+
+impl Create {
+    fn is_file(self) -> bool {
+        matches!(self, Self::File | Self::MountFile)
+    }
+
+    fn mode(self) -> Mode {
+        Mode::from_raw_mode(match self {
+            Self::Directory => 0o755,
+            Self::File => 0o644,
+            Self::MountDirectory | Self::MountFile => 0,
+        })
+    }
 }
 
 impl Rootfs {
@@ -186,7 +204,7 @@ impl Rootfs {
                         OFlags::PATH | OFlags::DIRECTORY,
                         ResolveFlags::NO_SYMLINKS,
                     )?;
-                    let made = if last && create == Create::File {
+                    let made = if last && create.is_file() {
                         rustix::fs::openat(
                             &parent,
                             &name,
@@ -195,11 +213,17 @@ impl Rootfs {
                                 | OFlags::EXCL
                                 | OFlags::NOFOLLOW
                                 | OFlags::CLOEXEC,
-                            Mode::from_raw_mode(0o644),
+                            create.mode(),
                         )
                         .map(drop)
                     } else {
-                        rustix::fs::mkdirat(&parent, &name, Mode::from_raw_mode(0o755))
+                        // What is made on the way there is not mounted on.
+                        let mode = if last {
+                            create.mode()
+                        } else {
+                            Create::Directory.mode()
+                        };
+                        rustix::fs::mkdirat(&parent, &name, mode)
                     };
                     match made {
                         // Another start of the same container was quicker.

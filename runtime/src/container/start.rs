@@ -182,8 +182,13 @@ pub fn start(
     let layout = assemble(spec, config, lower, &scratch, tell, warn)?;
     let rootfs = Rootfs::new(layout.root);
 
+    let is_adapted = match &spec.root {
+        Root::Container(container) => container.is_adapted(),
+        Root::Image(_) => false,
+    };
+
     // What the image says, before anything is put over its files.
-    let facts = facts::read(&rootfs, layout.script_changed, crate::config::host_variable)?;
+    let facts = facts::read(&rootfs, is_adapted, crate::config::host_variable)?;
 
     // What every container has, then what this one was asked to have.
     let shell = write_accounts(&rootfs, &scratch, layout.keeps_files, &identity)?;
@@ -262,8 +267,6 @@ struct Layout {
     root: OwnedFd,
     /// Whether files can be written to it; otherwise they are bound over it.
     keeps_files: bool,
-    /// Whether the container has its own `/etc/rc`.
-    script_changed: bool,
 }
 
 /// Puts the root file system together: as an overlay where there is an immutable lower layer, otherwise as it is.
@@ -289,7 +292,6 @@ fn assemble(
             return Ok(Layout {
                 root: layers::direct(tree).map_err(StartError::Root)?,
                 keeps_files: true,
-                script_changed: false,
             });
         }
         Some(Container {
@@ -304,14 +306,6 @@ fn assemble(
         }) => Changes::MemoryAbove(directory),
         _ => Changes::Memory,
     };
-    let script_changed = match changes {
-        Changes::Memory => false,
-        Changes::MemoryAbove(directory) | Changes::Container(directory) => directory
-            .join(super::named::UPPER)
-            .join("etc/rc")
-            .symlink_metadata()
-            .is_ok(),
-    };
     let name = running::source_name(&spec.root);
     let attempt = lower
         .mount(tell)
@@ -325,7 +319,6 @@ fn assemble(
         Ok(root) => Ok(Layout {
             root,
             keeps_files: spec.writable,
-            script_changed,
         }),
         // Without an overlay, an unpacked tree can still be the root where nothing has to be kept.
         Err(error) if changes == Changes::Memory && !spec.writable => {
@@ -333,7 +326,6 @@ fn assemble(
             Ok(Layout {
                 root: layers::direct(tree).map_err(StartError::Root)?,
                 keeps_files: false,
-                script_changed,
             })
         }
         Err(error) => Err(error),
