@@ -69,6 +69,8 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// How often one request or blob is tried again without progress.
     pub retries: u32,
+    /// The pause before the first of these attempts, which doubles with each, up to 15 s.
+    pub retry_delay: Duration,
     /// How many blobs are fetched at once.
     pub max_connections: usize,
     /// Who we are.
@@ -87,6 +89,7 @@ impl Default for Settings {
             connect_timeout: Duration::from_secs(20),
             idle_timeout: Duration::from_secs(60),
             retries: 6,
+            retry_delay: Duration::from_millis(250),
             max_connections: 8,
             credentials: Arc::new(Anonymous),
         }

@@ -314,6 +314,7 @@ impl SourceError {
             }
             Self::Platform { .. } => "choose another architecture with `--arch`".to_owned(),
             Self::Registry(error) => return error.hint(),
+            Self::Store(error) => return error.hint(),
             _ => return None,
         })
     }

@@ -13,6 +13,8 @@
 //! the disk's write rate, and whoever opens a blob compares its size at once and its digest while reading. A blob that a power loss
 //! damaged is found by that, and [`Store::discard_blob`] removes it.
 //!
+//! A `CACHEDIR.TAG` at the top tells backup programs that all of it can be fetched again (Cache Directory Tagging Specification).
+//!
 //! The time of last use is the file's access time, set explicitly whenever something is found, since mounts are `noatime` or `relatime`.
 
 mod record;
@@ -23,7 +25,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
-use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::fs::{Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::io::Errno;
 
 pub use record::ImageRecord;
 
@@ -57,6 +60,16 @@ pub enum StoreError {
         /// The system's answer.
         source: io::Error,
     },
+    /// There is less room than something needs.
+    #[error("the store in `{path}` needs {needed} bytes more, but {available} are free there")]
+    Full {
+        /// The store's blobs.
+        path: PathBuf,
+        /// What is to be written, in bytes.
+        needed: u64,
+        /// What the file system has left for this user, in bytes.
+        available: u64,
+    },
     /// Something cannot be added to the store.
     #[error("cannot add to the store")]
     Output(#[from] OutputError),
@@ -70,12 +83,52 @@ pub enum StoreError {
     },
 }
 
+/// The name of the file by which backup programs know what not to keep.
+const TAG: &str = "CACHEDIR.TAG";
+
+/// Its content: the signature that the specification demands, and a word to whoever finds it.
+const TAG_TEXT: &str =
+    "Signature: 8a477f597d28d172789f06886806bc55\n# Container images that can be fetched again.\n";
+
+impl StoreError {
+    /// What the user can do about it; None where nothing is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        let error = match self {
+            Self::Full { .. } => None,
+            Self::Directory { source, .. }
+            | Self::Read { source, .. }
+            | Self::Write { source, .. }
+            | Self::Output(
+                OutputError::Directory { source, .. }
+                | OutputError::Create { source, .. }
+                | OutputError::Sync { source, .. }
+                | OutputError::Place { source, .. },
+            ) => Some(source.kind()),
+            Self::Output(_) | Self::Record { .. } => return None,
+        };
+        let what = match error {
+            None | Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                "free some space"
+            }
+            Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
+                "get the right to write there"
+            }
+            Some(_) => return None,
+        };
+        Some(format!(
+            "{what}, or name another directory in `CISTA_CACHE_PATH`"
+        ))
+    }
+}
+
 /// A store: a directory of blobs and images. Any number of processes may use one at once.
 #[derive(Debug)]
 pub struct Store {
+    root: PathBuf,
     blobs: PathBuf,
     images: PathBuf,
-    cleaned: Once,
+    prepared: Once,
 }
 
 impl Store {
@@ -86,9 +139,10 @@ impl Store {
     /// [`StoreError::Directory`] when a directory cannot be made.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let store = Self {
+            root: root.to_owned(),
             blobs: root.join("blobs").join("sha256"),
             images: root.join("images"),
-            cleaned: Once::new(),
+            prepared: Once::new(),
         };
         for directory in [&store.blobs, &store.images] {
             DirBuilder::new()
@@ -120,14 +174,22 @@ impl Store {
     /// [`StoreError::Read`] when it is there but cannot be opened.
     pub fn blob(&self, digest: &Digest) -> Result<Option<File>, StoreError> {
         let path = self.blob_path(digest);
-        match File::open(&path) {
-            Ok(file) => {
-                touch(&file);
-                Ok(Some(file))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StoreError::Read { path, source }),
+        let unreadable = |source| StoreError::Read {
+            path: path.clone(),
+            source,
+        };
+        // Links are not followed, and what is no file (a pipe, say) is not waited for.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(unreadable(errno.into())),
+        };
+        if !file.metadata().map_err(unreadable)?.is_file() {
+            return Err(unreadable(io::Error::other("it is not a regular file")));
         }
+        touch(&file);
+        Ok(Some(file))
     }
 
     /// Removes a blob that turned out to be damaged. Those who have it open keep it.
@@ -145,13 +207,15 @@ impl Store {
         }
     }
 
-    /// Begins a blob.
+    /// Begins a blob of `size` bytes.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Output`]; never because the blob exists, since whoever begins it found it missing or damaged.
-    pub fn begin_blob(&self, digest: &Digest) -> Result<PendingBlob, StoreError> {
-        self.clean();
+    /// [`StoreError::Full`] when there is no room for it; [`StoreError::Output`]. Never because the blob exists, since whoever begins it
+    /// found it missing or damaged.
+    pub fn begin_blob(&self, digest: &Digest, size: u64) -> Result<PendingBlob, StoreError> {
+        self.prepare();
+        self.check_room(size)?;
         Ok(PendingBlob {
             output: Output::create(&self.blob_path(digest), true)?,
         })
@@ -206,7 +270,7 @@ impl Store {
         manifest: &Digest,
         options: &Digest,
     ) -> Result<PendingImage, StoreError> {
-        self.clean();
+        self.prepare();
         let stem = self.image_stem(manifest, options);
         Ok(PendingImage {
             output: Output::create(&self.images.join(format!("{stem}.sqsh")), false)?,
@@ -214,9 +278,31 @@ impl Store {
         })
     }
 
-    /// Removes, once, what dead processes left.
-    fn clean(&self) {
-        self.cleaned.call_once(|| {
+    /// Fails early where the file system has no room for what is to come.
+    fn check_room(&self, needed: u64) -> Result<(), StoreError> {
+        // Where the file system cannot tell, writing will.
+        let Ok(free) = rustix::fs::statvfs(&self.blobs) else {
+            return Ok(());
+        };
+        let available = free.f_bavail.saturating_mul(free.f_frsize);
+        if needed > available {
+            return Err(StoreError::Full {
+                path: self.blobs.clone(),
+                needed,
+                available,
+            });
+        }
+        Ok(())
+    }
+
+    /// Done once, before the first file is written: the tag for backup programs, and what dead processes left is removed.
+    fn prepare(&self) {
+        self.prepared.call_once(|| {
+            let tag = self.root.join(TAG);
+            if !tag.exists() {
+                // A store without a tag works as well.
+                let _ = std::fs::write(&tag, TAG_TEXT);
+            }
             output::remove_leftovers(&self.blobs);
             output::remove_leftovers(&self.images);
         });
@@ -335,7 +421,7 @@ mod tests {
         let (_directory, store) = store();
         let digest = Digest::of(b"blob");
         assert!(store.blob(&digest).unwrap().is_none());
-        let pending = store.begin_blob(&digest).unwrap();
+        let pending = store.begin_blob(&digest, 4).unwrap();
         pending.file().write_all(b"blob").unwrap();
         assert!(store.blob(&digest).unwrap().is_none());
         pending.commit().unwrap();
@@ -352,11 +438,11 @@ mod tests {
     fn the_second_writer_of_a_blob_succeeds() {
         let (_directory, store) = store();
         let digest = Digest::of(b"blob");
-        let first = store.begin_blob(&digest).unwrap();
-        let second = store.begin_blob(&digest).unwrap();
+        let first = store.begin_blob(&digest, 4).unwrap();
+        let second = store.begin_blob(&digest, 4).unwrap();
         first.commit().unwrap();
         second.commit().unwrap();
-        store.begin_blob(&digest).unwrap().commit().unwrap();
+        store.begin_blob(&digest, 4).unwrap().commit().unwrap();
     }
 
     #[test]
@@ -387,7 +473,7 @@ mod tests {
     fn abandoned_writers_leave_nothing() {
         let (_directory, store) = store();
         let digest = Digest::of(b"x");
-        drop(store.begin_blob(&digest).unwrap());
+        drop(store.begin_blob(&digest, 4).unwrap());
         drop(store.begin_image(&digest, &digest).unwrap());
         for directory in [&store.blobs, &store.images] {
             assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0);
@@ -398,7 +484,7 @@ mod tests {
     fn finding_updates_the_time_of_last_use_alone() {
         let (_directory, store) = store();
         let digest = Digest::of(b"x");
-        store.begin_blob(&digest).unwrap().commit().unwrap();
+        store.begin_blob(&digest, 4).unwrap().commit().unwrap();
         let old = Timespec {
             tv_sec: 1000,
             tv_nsec: 0,
@@ -416,6 +502,47 @@ mod tests {
         let metadata = file.metadata().unwrap();
         assert_eq!(metadata.mtime(), 1000);
         assert!(metadata.atime() > 1_000_000_000);
+    }
+
+    #[test]
+    fn what_is_no_file_is_neither_followed_nor_waited_for() {
+        let (directory, store) = store();
+        let digest = Digest::of(b"blob");
+        let target = directory.path().join("target");
+        std::fs::write(&target, b"blob").unwrap();
+        std::os::unix::fs::symlink(&target, store.blob_path(&digest)).unwrap();
+        assert!(store.blob(&digest).is_err());
+        store.discard_blob(&digest).unwrap();
+        let (pipe, mode) = (rustix::fs::FileType::Fifo, Mode::RUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, store.blob_path(&digest), pipe, mode, 0).unwrap();
+        assert!(store.blob(&digest).is_err());
+    }
+
+    #[test]
+    fn lack_of_room_is_found_before_work_is_done() {
+        let (_directory, store) = store();
+        let error = store.begin_blob(&Digest::of(b"x"), u64::MAX).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                StoreError::Full {
+                    needed: u64::MAX,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert!(error.hint().unwrap().contains("CISTA_CACHE_PATH"));
+    }
+
+    #[test]
+    fn backup_programs_are_told() {
+        let (directory, store) = store();
+        let tag = directory.path().join("deep/store").join(TAG);
+        assert!(!tag.exists());
+        drop(store.begin_blob(&Digest::of(b"x"), 1).unwrap());
+        let text = std::fs::read_to_string(tag).unwrap();
+        assert!(text.starts_with("Signature: 8a477f597d28d172789f06886806bc55\n"));
     }
 
     #[test]

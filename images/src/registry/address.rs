@@ -37,6 +37,19 @@ impl Origin {
     pub(super) fn is_loopback(&self) -> bool {
         is_loopback(&self.host)
     }
+
+    /// `HOST[:PORT]` for messages, as a reference names it.
+    pub(super) fn server(&self) -> String {
+        let host = if self.host.contains(':') {
+            format!("[{}]", self.host)
+        } else {
+            self.host.clone()
+        };
+        match (self.https, self.port) {
+            (true, 443) | (false, 80) => host,
+            (_, port) => format!("{host}:{port}"),
+        }
+    }
 }
 
 fn bare(host: &str) -> &str {

@@ -32,6 +32,10 @@ const ACCEPT_MANIFEST: &str = "application/vnd.oci.image.index.v1+json, \
 /// Most redirects that are followed for one request.
 const MAX_REDIRECTS: usize = 5;
 
+/// Most tokens that are asked for in a row before the registry is believed to mean no. More than one, since a token may be used up by
+/// the requests of other threads before it is first used here.
+const MAX_RENEWALS: u32 = 5;
+
 /// Most bytes of an error's body that are read.
 const MAX_ERROR: u64 = 64 << 10;
 
@@ -73,6 +77,16 @@ struct Identity {
     credential: Option<Option<Credential>>,
 }
 
+/// What there is to say after a refusal.
+enum Renewal {
+    /// Nothing (else).
+    Nothing,
+    /// A new header.
+    ByUs(Secret),
+    /// The header that another thread got after its own refusal.
+    ByAnother(Secret),
+}
+
 impl Client {
     pub(super) fn new(
         reference: &RegistryReference,
@@ -102,7 +116,7 @@ impl Client {
     }
 
     pub(super) fn backoff(&self) -> Backoff {
-        Backoff::new(self.settings.retries)
+        Backoff::new(self.settings.retries, self.settings.retry_delay)
     }
 
     /// Pauses after a failure that may pass, and returns it where it will not, or not in time.
@@ -149,25 +163,33 @@ impl Client {
 
     /// Introduces itself as far as the registry wants.
     fn authenticated(&self, ask: &Ask) -> Result<Answer, RegistryError> {
-        let header = self.header()?;
-        let answer = self.any_scheme(ask, header.as_ref())?;
-        if answer.status != 401 {
-            return Ok(answer);
-        }
-        let challenges = challenge::parse(
-            answer
-                .headers
-                .get_all("www-authenticate")
-                .iter()
-                .filter_map(|value| value.to_str().ok()),
-        );
-        match self.authenticate(challenges, header.as_ref())? {
-            None => Ok(answer),
-            Some(header) => {
-                // The small body is read so that the connection can be used again.
-                let _ = answer.read_body(MAX_ERROR);
-                self.any_scheme(ask, Some(&header))
+        let mut header = self.header()?;
+        let mut renewals = 0;
+        loop {
+            let answer = self.any_scheme(ask, header.as_ref())?;
+            // What a redirect led to has no say in who we are.
+            let is_asked = answer.status == 401 && self.is_registrys(&answer);
+            if !is_asked || renewals == MAX_RENEWALS {
+                return Ok(answer);
             }
+            let challenges = challenge::parse(
+                answer
+                    .headers
+                    .get_all("www-authenticate")
+                    .iter()
+                    .filter_map(|value| value.to_str().ok()),
+            );
+            let renewed = match self.authenticate(challenges, header.as_ref())? {
+                Renewal::Nothing => return Ok(answer),
+                Renewal::ByAnother(renewed) => renewed,
+                Renewal::ByUs(renewed) => {
+                    renewals += 1;
+                    renewed
+                }
+            };
+            // The small body is read so that the connection can be used again.
+            let _ = answer.read_body(MAX_ERROR);
+            header = Some(renewed);
         }
     }
 
@@ -184,16 +206,22 @@ impl Client {
         Ok(identity.header.clone())
     }
 
-    /// A new header after `used` was refused; None when we have nothing (else) to say.
+    /// Whether an answer comes from the registry itself, and not from where it redirected to.
+    fn is_registrys(&self, answer: &Answer) -> bool {
+        self.origin().is_some_and(|origin| origin == answer.origin)
+    }
+
+    /// A new header after `used` was refused.
     fn authenticate(
         &self,
         challenges: Vec<Challenge>,
         used: Option<&Secret>,
-    ) -> Result<Option<Secret>, RegistryError> {
+    ) -> Result<Renewal, RegistryError> {
         let mut identity = self.lock_identity();
-        if identity.header.is_some() && identity.header.as_ref() != used {
-            // Another thread was refused too, and has renewed it.
-            return Ok(identity.header.clone());
+        if let Some(header) = identity.header.clone()
+            && Some(&header) != used
+        {
+            return Ok(Renewal::ByAnother(header));
         }
         let is_bearer = |challenge: &Challenge| matches!(challenge, Challenge::Bearer { .. });
         let Some(challenge) = challenges
@@ -201,13 +229,16 @@ impl Client {
             .find(|challenge| is_bearer(challenge))
             .or(challenges.first())
         else {
-            return Ok(None);
+            return Ok(Renewal::Nothing);
         };
         if used.is_some() && *challenge == Challenge::Basic {
-            return Ok(None);
+            return Ok(Renewal::Nothing);
         }
         self.answer_challenge(challenge, &mut identity)?;
-        Ok(identity.header.clone())
+        Ok(match identity.header.clone() {
+            Some(header) => Renewal::ByUs(header),
+            None => Renewal::Nothing,
+        })
     }
 
     fn answer_challenge(
@@ -215,21 +246,11 @@ impl Client {
         challenge: &Challenge,
         identity: &mut Identity,
     ) -> Result<(), RegistryError> {
-        let credential = match &identity.credential {
+        let mut credential = match &identity.credential {
             Some(credential) => credential.clone(),
-            None => {
-                let found = self
-                    .settings
-                    .credentials
-                    .lookup(&self.registry, self.user.as_deref())
-                    .map_err(|source| RegistryError::Credentials {
-                        registry: self.registry.clone(),
-                        source,
-                    })?;
-                identity.credential = Some(found.clone());
-                found
-            }
+            None => self.lookup(&self.registry)?,
         };
+        identity.credential = Some(credential.clone());
         identity.challenge = Some(challenge.clone());
         match challenge {
             Challenge::Basic => identity.header = credential.as_ref().map(token::basic),
@@ -238,9 +259,27 @@ impl Client {
                 service,
                 scope,
             } => {
-                let own = token::realm_origin(realm)
-                    .zip(self.origin())
-                    .is_some_and(|(realm, registry)| address::is_own_realm(&registry, &realm));
+                let unusable = |problem: &str| RegistryError::Token {
+                    host: token::realm_host(realm).to_owned(),
+                    problem: problem.to_owned(),
+                };
+                let service_origin =
+                    token::realm_origin(realm).ok_or_else(|| unusable("has no usable address"))?;
+                let registry_origin = self
+                    .origin()
+                    .ok_or_else(|| unusable("belongs to no usable registry"))?;
+                // A token opens what a password opens.
+                let may_be_plain = !registry_origin.https
+                    && (self.settings.allow_http || service_origin.is_loopback());
+                if !service_origin.https && !may_be_plain {
+                    return Err(unusable("would be asked without TLS"));
+                }
+                let own = address::is_own_realm(&registry_origin, &service_origin);
+                if own && credential.is_none() {
+                    // enroot's users have their logins under the token service's name.
+                    credential = self.lookup(token::realm_host(realm))?;
+                    identity.credential = Some(credential.clone());
+                }
                 identity.withheld_from =
                     (!own && credential.is_some()).then(|| token::realm_host(realm).to_owned());
                 let default_scope = format!("repository:{}:pull", self.repository);
@@ -266,6 +305,16 @@ impl Client {
             }
         }
         Ok(())
+    }
+
+    fn lookup(&self, server: &str) -> Result<Option<Credential>, RegistryError> {
+        self.settings
+            .credentials
+            .lookup(server, self.user.as_deref())
+            .map_err(|source| RegistryError::Credentials {
+                registry: server.to_owned(),
+                source,
+            })
     }
 
     fn lock_identity(&self) -> std::sync::MutexGuard<'_, Identity> {
@@ -379,7 +428,7 @@ impl Client {
             uri = target;
         }
         Err(RegistryError::Redirect {
-            host: uri.host().unwrap_or_default().to_owned(),
+            host: self.registry.clone(),
             problem: "there are too many in a row",
         })
     }
@@ -387,6 +436,7 @@ impl Client {
     /// What an answer that is no success means.
     fn failure(&self, ask: &Ask, answer: Answer) -> RegistryError {
         let (status, host) = (answer.status, answer.host.clone());
+        let is_registrys = self.is_registrys(&answer);
         let retry_after = retry::asked_pause(&answer);
         let is_registrys_own = answer.header("docker-distribution-api-version").is_some();
         let body = answer
@@ -401,9 +451,7 @@ impl Client {
             .map_or_else(String::new, |text| format!(": {text}"));
         let repository = format!("{}/{}", self.registry, self.repository);
         match status {
-            401 | 403 if host == address::host_of(&self.registry) => {
-                self.unauthorized(repository, detail)
-            }
+            401 | 403 if is_registrys => self.unauthorized(repository, detail),
             404 if ask.path.starts_with("manifests/") => {
                 if is_registrys_own || stated.is_some() || ask.method == Method::HEAD {
                     RegistryError::UnknownImage {
@@ -659,7 +707,7 @@ impl CachedDocuments<'_> {
         let Some(store) = self.store else {
             return Ok(());
         };
-        let pending = store.begin_blob(&digest)?;
+        let pending = store.begin_blob(&digest, text.len() as u64)?;
         pending
             .file()
             .write_all(text)

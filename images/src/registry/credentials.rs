@@ -45,7 +45,7 @@ pub struct Credential {
 /// Where credentials come from.
 pub trait Credentials: Send + Sync + fmt::Debug {
     /// The credential for a registry (`HOST[:PORT]` as in a reference), for a certain user when the reference names one. None when there is
-    /// none: the registry is then asked anonymously.
+    /// none: then the same is asked for the registry's own token service, and if there is none either, the registry is asked anonymously.
     ///
     /// # Errors
     ///

@@ -65,7 +65,7 @@ impl Download {
         let mut buffer = vec![0; READ_SIZE];
         // The file is made when the first bytes are there: a blob that cannot be had needs none.
         let mut read = self.read(&mut stream, &mut buffer)?;
-        let pending = self.store.begin_blob(&self.digest)?;
+        let pending = self.store.begin_blob(&self.digest, self.size)?;
         lock(&self.state).file = Some(Arc::new(pending.handle()?));
         while read > 0 {
             pending

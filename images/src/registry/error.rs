@@ -222,6 +222,9 @@ impl RegistryError {
             Self::Tls {
                 speaks_none: true, ..
             } => "the registry may speak plain http: allow it in the settings if you trust the network".to_owned(),
+            Self::Tls { source, .. } if source.to_string().contains("CaUsedAsEndEntity") => {
+                "the registry shows the certificate of an authority as its own: it needs one made without `CA:TRUE`".to_owned()
+            }
             Self::Tls { .. } => {
                 "if the registry has a certificate of your site's own authority, set `SSL_CERT_FILE` to its PEM file".to_owned()
             }

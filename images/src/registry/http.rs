@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ureq::http::{HeaderMap, Method, Request, Uri, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::{Agent, Proxy};
+use ureq::{Agent, Proxy, ProxyProtocol};
 
 use super::address::{self, Origin};
 use super::credentials::Secret;
@@ -42,7 +42,9 @@ pub(super) struct Call<'a> {
 
 /// An answer.
 pub(super) struct Answer {
+    /// `HOST[:PORT]`, for messages.
     pub(super) host: String,
+    pub(super) origin: Origin,
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
     pub(super) body: Box<dyn Read + Send>,
@@ -125,8 +127,9 @@ impl Http {
         if call.from > 0 {
             request = request.header(header::RANGE, format!("bytes={}-", call.from));
         }
+        let host = origin.server();
         let request = request.body(()).map_err(|source| RegistryError::Protocol {
-            host: origin.host.clone(),
+            host: host.clone(),
             source: source.into(),
         })?;
         let outcome = agent.run(request);
@@ -134,10 +137,11 @@ impl Http {
             return Err(RegistryError::Stopped);
         }
         let (head, body) = outcome
-            .map_err(|error| wire_error(&origin.host, error))?
+            .map_err(|error| wire_error(&host, error))?
             .into_parts();
         Ok(Answer {
-            host: origin.host,
+            host,
+            origin,
             status: head.status.as_u16(),
             headers: head.headers,
             body: Box::new(body.into_with_config().limit(u64::MAX).reader()),
@@ -168,7 +172,6 @@ impl Http {
             .max_redirects_will_error(false)
             .user_agent(concat!("cista/", env!("CARGO_PKG_VERSION")))
             .proxy(proxy)
-            .timeout_resolve(Some(settings.connect_timeout))
             .timeout_connect(Some(settings.connect_timeout))
             .timeout_per_read(Some(settings.idle_timeout))
             .timeout_per_write(Some(settings.idle_timeout))
@@ -189,11 +192,16 @@ impl Http {
         } else {
             (&self.settings.http_proxy, "http_proxy")
         };
-        value
-            .as_ref()
-            .filter(|value| !value.expose().is_empty())
-            .map(|value| Proxy::new(value.expose()).map_err(|_| RegistryError::Proxy { setting }))
-            .transpose()
+        let Some(value) = value.as_ref().filter(|value| !value.expose().is_empty()) else {
+            return Ok(None);
+        };
+        match Proxy::new(value.expose()) {
+            // Others than these would not be used, and the registry reached without a proxy.
+            Ok(proxy) if matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https) => {
+                Ok(Some(proxy))
+            }
+            _ => Err(RegistryError::Proxy { setting }),
+        }
     }
 }
 

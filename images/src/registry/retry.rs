@@ -7,9 +7,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// First pause.
-const FIRST: Duration = Duration::from_millis(250);
-
 /// Longest pause that we choose ourselves.
 const LONGEST: Duration = Duration::from_secs(15);
 
@@ -21,13 +18,16 @@ const LONGEST_ASKED: Duration = Duration::from_secs(300);
 pub(super) struct Backoff {
     failures: u32,
     allowed: u32,
+    first: Duration,
 }
 
 impl Backoff {
-    pub(super) fn new(allowed: u32) -> Self {
+    /// Allows so many failures in a row; the pause after the first is about `first`.
+    pub(super) fn new(allowed: u32, first: Duration) -> Self {
         Self {
             failures: 0,
             allowed,
+            first,
         }
     }
 
@@ -41,7 +41,8 @@ impl Backoff {
         if self.failures >= self.allowed || asked.is_some_and(|asked| asked > LONGEST_ASKED) {
             return None;
         }
-        let doubled = FIRST
+        let doubled = self
+            .first
             .saturating_mul(1 << self.failures.min(16))
             .min(LONGEST);
         self.failures += 1;
@@ -144,11 +145,12 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_end() {
-        let mut backoff = Backoff::new(8);
+        let first = Duration::from_millis(250);
+        let mut backoff = Backoff::new(8, first);
         let mut previous = Duration::ZERO;
         for attempt in 0..8 {
             let pause = backoff.next(None).unwrap();
-            let whole = FIRST.saturating_mul(1 << attempt).min(LONGEST);
+            let whole = first.saturating_mul(1 << attempt).min(LONGEST);
             assert!(pause >= whole / 2 && pause <= whole, "{attempt}: {pause:?}");
             assert!(pause >= previous / 2);
             previous = pause;
@@ -160,10 +162,11 @@ mod tests {
 
     #[test]
     fn servers_are_obeyed_within_reason() {
-        let mut backoff = Backoff::new(3);
+        let first = Duration::from_millis(250);
+        let mut backoff = Backoff::new(3, first);
         let pause = backoff.next(Some(Duration::from_secs(7))).unwrap();
         assert!(pause >= Duration::from_secs(7) && pause < Duration::from_secs(8));
-        assert!(backoff.next(Some(Duration::ZERO)).unwrap() >= FIRST / 2);
+        assert!(backoff.next(Some(Duration::ZERO)).unwrap() >= first / 2);
         assert_eq!(backoff.next(Some(Duration::from_secs(100_000))), None);
     }
 

@@ -87,6 +87,7 @@ fn reading_can_be_interrupted() {
         assert!(began.elapsed() < Duration::from_secs(2));
     }
     let documents = [
+        "CACHEDIR.TAG".to_owned(),
         image.manifest.hex(),
         image.config.hex(),
         image.layers[1].hex(),

@@ -81,6 +81,7 @@ impl ImportConfig {
             no_proxy: either("no_proxy", "NO_PROXY")?.unwrap_or_default(),
             connect_timeout: seconds("CISTA_CONNECT_TIMEOUT")?.unwrap_or(defaults.connect_timeout),
             idle_timeout: seconds("CISTA_TRANSFER_TIMEOUT")?.unwrap_or(defaults.idle_timeout),
+            retry_delay: defaults.retry_delay,
             retries: number(
                 "CISTA_TRANSFER_RETRIES",
                 0..=1000,
