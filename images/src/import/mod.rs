@@ -239,13 +239,7 @@ fn import_layers(
         .time
         .or_else(|| config.as_ref()?.created_seconds())
         .unwrap_or(0);
-    // Set when anything fails, so that every thread ends.
-    let cancel = task.cancel.child();
-    let inner = Task {
-        progress: task.progress,
-        cancel: &cancel,
-    };
-    let mut writer = Writer::new(file, options.writer(time), cancel.clone())?;
+    let mut writer = Writer::new(file, options.writer(time), task.cancel.clone())?;
     let mut merge = Merge::new(MergeSettings {
         limits: options.limits,
         ..MergeSettings::new(time)
@@ -258,7 +252,7 @@ fn import_layers(
         diff_id: image.layers[index].diff_id,
     };
     let all: Vec<_> = (0..image.layers.len()).rev().map(plan).collect();
-    read_layers(source, image, &all, options, inner, |stream| {
+    read_layers(source, image, &all, options, task, |stream| {
         let index = stream.name().index;
         let marked = image.layers[index].diff_id.is_some();
         let mut archive = Archive::new(stream);
@@ -272,14 +266,13 @@ fn import_layers(
     })?;
     let again = merge.unfinished();
     if !again.is_empty() {
-        let cancel = task.cancel.child();
-        let inner = Task {
+        let silent = Task {
             // What is read here has been counted already.
             progress: &crate::progress::Silent,
-            cancel: &cancel,
+            ..task
         };
         let plan: Vec<_> = again.iter().map(|index| plan(*index)).collect();
-        read_layers(source, image, &plan, options, inner, |stream| {
+        read_layers(source, image, &plan, options, silent, |stream| {
             let index = stream.name().index;
             let mut archive = Archive::new(stream);
             merge.revisit(index, &mut archive, &mut writer)?;
@@ -313,6 +306,12 @@ fn read_layers(
         budget: options.memory,
         limits: options.limits,
         ..AheadSettings::for_threads(options.threads)
+    };
+    // Set when the merge ends, however it does, so that the decoders end too.
+    let cancel = task.cancel.child();
+    let task = Task {
+        cancel: &cancel,
+        ..task
     };
     let open = |layer| source.open_layer(image, layer, task);
     Ahead::run(plan, settings, &open, task, |ahead| {
