@@ -1,13 +1,204 @@
-//! `cista run`: import an image into the store when it is not there, and start it
+//! `cista run`: import an image into the store when it is not there, and start it.
+//!
+//! The tag is resolved to a digest with one request; an image of that digest, made with the same options, is used as it
+//! is. An import and a client of a registry have threads, which a start must not have (`unshare(CLONE_NEWUSER)` fails in
+//! a process with several), so once the image is there this program executes itself again, with the path of the image as
+//! a hidden option. It is the same process all the way: the one that the user started.
 
-use std::process::ExitCode;
+use std::ffi::{CString, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::{Context, Outcome};
+use cista_images::digest::Digest;
+use cista_images::import::{self as images_import, Options};
+use cista_images::output::OutputError;
+use cista_images::reference::Reference;
+use cista_images::source::Task;
+use cista_images::store::{ImageRecord, Store, StoreError};
 
-/// import an image into the store when it is not there, and start it
+use super::import::{self, ImageOptions, SourceOptions};
+use super::{Context, Failure, Outcome, start, status};
+use crate::config::import::ImportConfig;
+use crate::container::Root;
+use crate::sys;
+use crate::ui;
+use crate::ui::progress::ImportProgress;
+
+/// Import an image into the store when it is not there, and start it
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+pub(super) struct Args {
+    #[command(flatten)]
+    start: start::Options,
+    #[command(flatten)]
+    source: SourceOptions,
+    #[command(flatten)]
+    image: ImageOptions,
+    /// Say nothing but warnings and errors
+    #[arg(short, long)]
+    quiet: bool,
+    /// The image that the URI was resolved to
+    #[arg(long, hide = true, value_name = "FILE")]
+    resolved: Option<PathBuf>,
+    /// The image; see `cista import --help`
+    uri: String,
+    /// Program and arguments; the image's own when left out
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    command: Vec<OsString>,
+}
 
-pub(super) fn run(_args: Args, _context: &Context) -> Outcome {
-    Ok(ExitCode::FAILURE)
+pub(super) fn run(args: Args, context: &Context) -> Outcome {
+    if let Some(path) = args.resolved {
+        return start::start(Root::Image(path), &args.start, args.command, context);
+    }
+    let path = prepare(&args, context).map_err(|failure| {
+        // An interruption has a status of its own.
+        if failure.status().is_some() {
+            failure
+        } else {
+            failure.with_status(status::SETUP)
+        }
+    })?;
+    let arguments = with_resolved(std::env::args_os(), &path)
+        .map_err(|error| Failure::new(error).with_status(status::SETUP))?;
+    let error = sys::again::execute(&arguments);
+    Err(Failure::new(Again { source: error }).with_status(status::SETUP))
+}
+
+/// The program cannot be executed again.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot execute `/proc/self/exe`")]
+struct Again {
+    source: io::Error,
+}
+
+/// The command line with the hidden option behind the command's name, which is the first word that is no option: those
+/// before it take no values.
+fn with_resolved(
+    arguments: impl Iterator<Item = OsString>,
+    path: &Path,
+) -> io::Result<Vec<CString>> {
+    let mut option = OsString::from("--resolved=");
+    option.push(path);
+    let mut words = Vec::new();
+    let mut option = Some(option);
+    for (position, word) in arguments.enumerate() {
+        let is_command = position > 0 && !word.as_bytes().starts_with(b"-");
+        words.push(word);
+        if is_command {
+            words.extend(option.take());
+        }
+    }
+    words
+        .into_iter()
+        .map(|word| CString::new(word.as_bytes()).map_err(io::Error::other))
+        .collect()
+}
+
+/// The path of the image in the store, which is imported if need be.
+fn prepare(args: &Args, context: &Context) -> Result<PathBuf, Failure> {
+    let config = ImportConfig::load()?;
+    let reference = import::parse(&args.uri)?;
+    if let Reference::Directory(_) = reference {
+        return Err(no_digest(&args.uri));
+    }
+    let cancel = sys::signal::cancel_on_signals()?;
+    let store = open_store(context)?;
+    let options = Options {
+        // The store's images depend on the manifest alone.
+        record_reference: false,
+        ..args.image.options(&config, context)
+    };
+    let fingerprint = Digest::of(options.fingerprint().as_bytes());
+    let progress = ImportProgress::new(args.quiet);
+    let task = Task {
+        progress: &progress,
+        cancel: &cancel,
+    };
+    let source = import::open(&reference, &config, args.image.store(context)?)?;
+    let platform = args.source.platform();
+    let digest = source
+        .digest(&platform, task)
+        .map_err(|error| import::failure(error, &cancel))?
+        .ok_or_else(|| no_digest(&args.uri))?;
+    let found = store.image(&digest, &fingerprint)?;
+    if let Some(path) = found {
+        return Ok(path);
+    }
+    let image = source
+        .resolve(&platform, task)
+        .map_err(|error| import::failure(error, &cancel))?;
+    let digest = image.digest.ok_or_else(|| no_digest(&args.uri))?;
+    let started = Instant::now();
+    let pending = match store.begin_image(&digest, &fingerprint) {
+        Ok(pending) => pending,
+        // The tag moved between the two requests to an image that is there, or another process was faster.
+        Err(StoreError::Output(OutputError::Exists { path })) => return Ok(path),
+        Err(error) => return Err(error.into()),
+    };
+    progress.begin(&image);
+    let file = pending.output().handle().map_err(import::output_failure)?;
+    let made = images_import::import(source.as_ref(), &image, &options, file, task);
+    progress.finish();
+    let summary = made.map_err(|error| import::failure(error, &cancel))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let record = ImageRecord {
+        reference: image.reference,
+        manifest: digest.to_string(),
+        options: options.fingerprint(),
+        created: now.map_or(0, |time| time.as_secs()),
+        size: summary.size,
+    };
+    let path = pending.commit(&record)?;
+    if !args.quiet {
+        ui::message(format_args!(
+            "imported `{}`: {}",
+            args.uri,
+            import::describe(&summary, progress.merged(), started)
+        ));
+    }
+    Ok(path)
+}
+
+/// The store of finished images, which `--no-cache` does not turn off: the image has to be somewhere.
+fn open_store(context: &Context) -> Result<Store, Failure> {
+    Store::open(&context.config.cache_path).map_err(|error| {
+        Failure::new(error).with_hint("`CISTA_CACHE_PATH` names another directory for the cache")
+    })
+}
+
+fn no_digest(uri: &str) -> Failure {
+    Failure::new(io::Error::other(format!(
+        "`{uri}` has no manifest, so its image cannot be kept in the store"
+    )))
+    .with_hint("import it with `cista import`, then start the file with `cista start`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hidden_option_stands_behind_the_command() {
+        let words = |text: &str| {
+            let words = text.split(' ').map(OsString::from);
+            let words = with_resolved(words, Path::new("/s/x.sqsh")).unwrap();
+            let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
+            words.join(" ")
+        };
+        assert_eq!(
+            words("cista run -w oci:x run -V"),
+            "cista run --resolved=/s/x.sqsh -w oci:x run -V"
+        );
+        assert_eq!(
+            words("run -V run oci:x"),
+            "run -V run --resolved=/s/x.sqsh oci:x"
+        );
+        assert!(with_resolved([OsString::from("run")].into_iter(), Path::new("x")).is_ok());
+    }
 }

@@ -6,6 +6,7 @@
 //!
 //! - [`accounts`]: the host's user and group databases through the C library, since they may live in LDAP
 //! - [`heap`]: giving memory back
+//! - [`again`]: this program, executed again by itself
 //! - [`mount`]: flags of mounts, `mount_setattr(2)`
 //! - [`namespace`]: new ones, `unshare(2)`
 //! - [`process`]: processes that are nobody's child, `execve(2)`
@@ -19,6 +20,7 @@
 )]
 
 pub mod accounts;
+pub mod again;
 pub mod heap;
 pub mod mount;
 pub mod namespace;
