@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cista_images::registry;
 use cista_images::source;
 use cista_images::store::Store;
 
@@ -24,7 +25,11 @@ struct Registry {
 
 impl Registry {
     fn start(with_password: bool) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), with_password, "")
+    }
+
+    /// Starts with more settings of `http`, whose files are in the directory.
+    fn start_in(directory: tempfile::TempDir, with_password: bool, http: &str) -> Self {
         let address = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -32,7 +37,7 @@ impl Registry {
             .to_string();
         let mut config = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {0}/data}}}}\n\
-             http: {{addr: \"{address}\"}}\n",
+             http: {{addr: \"{address}\"{http}}}\n",
             directory.path().display()
         );
         if with_password {
@@ -138,6 +143,38 @@ fn an_image_with_password() {
         "{error}"
     );
     assert!(source::hint(&error).is_some());
+}
+
+#[test]
+fn an_image_with_password_over_tls() {
+    let test = "an_image_with_password_over_tls";
+    if !have(test, &["docker-registry", "skopeo", "openssl"]) {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    crate::tls::make_certificate(directory.path());
+    let tls = format!(
+        ", tls: {{certificate: {0}/cert.pem, key: {0}/key.pem}}",
+        directory.path().display()
+    );
+    let registry = Registry::start_in(directory, true, &tls);
+    let image = Image::small();
+    let entries = index(&[image.entry(None, None)]);
+    registry.fill(&[&image], &entries, &["--dest-creds=me:hunter2"]);
+    let settings = registry::Settings {
+        ca_file: Some(registry.directory.path().join("cert.pem")),
+        ..with_credential(&registry.address)
+    };
+    let source = open(&registry.reference(), settings, None);
+    let (resolved, layers) = pull(source.as_ref(), &Recorder::default()).unwrap();
+    check(&image, &resolved, &layers);
+    // A certificate that is not trusted is no reason to do without TLS.
+    let settings = registry::Settings {
+        allow_http: true,
+        ..with_credential(&registry.address)
+    };
+    let error = resolve(open(&registry.reference(), settings, None).as_ref()).unwrap_err();
+    assert!(error.to_string().contains("secure connection"), "{error}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::server::{Server, open, quick};
 use crate::tools::{have, run, text};
 
 /// A certificate for 127.0.0.1 and localhost, signed by itself.
-fn make_certificate(directory: &Path) {
+pub(crate) fn make_certificate(directory: &Path) {
     run(
         "openssl",
         &[
