@@ -133,11 +133,20 @@ fn compare(mut found: Listing, expected: &Listing) {
 
 /// Packs layers to a new image at `image`.
 fn write(layers: &[Layer<'_>], excluded: &[&Path], image: &Path) -> Result<Packed, PackError> {
-    let file = File::create(image).unwrap();
     let options = Options {
         threads: 2,
         ..Options::default()
     };
+    write_with(options, layers, excluded, image)
+}
+
+fn write_with(
+    options: Options,
+    layers: &[Layer<'_>],
+    excluded: &[&Path],
+    image: &Path,
+) -> Result<Packed, PackError> {
+    let file = File::create(image).unwrap();
     let mut writer = Writer::new(file, options, Cancel::new()).unwrap();
     let packed = pack(layers, excluded, &mut writer, &Cancel::new())?;
     writer.finish(&packed.tree).unwrap();
@@ -344,6 +353,55 @@ fn a_directory_is_stored_as_its_reader_would_see_it() {
     // Packed again from the image, it is the same image.
     write(&[Layer::Image(&open(&path("image")))], &[], &path("again")).unwrap();
     assert!(fs::read(path("image")).unwrap() == fs::read(path("again")).unwrap());
+}
+
+#[test]
+fn images_of_any_format_are_repacked() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name);
+    lower(&path("tree"));
+    // Blocks that compress, blocks that do not, holes, and a long and a short tail.
+    for (name, tail) in [("long", 100_000), ("short", 1000)] {
+        let mut content: Vec<u8> = (0..300_000_u32)
+            .flat_map(|n| (n / 7).to_le_bytes())
+            .collect();
+        content.resize(2_000_000, 0);
+        let mut state = 1_u32;
+        content.extend((0..(2 << 17) + tail).map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        }));
+        fs::write(path("tree").join(name), content).unwrap();
+    }
+    let expected = listing(&path("tree"));
+    let formats =
+        ["zstd:1", "zstd:3", "gzip:1", "gzip:9", "lz4", "xz", "none"].map(|name| Options {
+            compression: name.parse().unwrap(),
+            threads: 2,
+            ..Options::default()
+        });
+    let small = Options {
+        block_size: 64 << 10,
+        ..formats[0].clone()
+    };
+    let formats = [&formats[..], &[small]].concat();
+    let tree = path("tree");
+    // What the others would be made to is the same code.
+    let targets = [&formats[..4], &formats[7..]].concat();
+    for from in &formats {
+        write_with(from.clone(), &[Layer::Directory(&tree)], &[], &path("from")).unwrap();
+        for to in &targets {
+            let reader = open(&path("from"));
+            write_with(to.clone(), &[Layer::Image(&reader)], &[], &path("to")).unwrap();
+            compare(content(&path("to"), scratch.path()), &expected);
+            // Copied or not, it is the same image as from the directory.
+            write_with(to.clone(), &[Layer::Directory(&tree)], &[], &path("direct")).unwrap();
+            assert!(
+                fs::read(path("to")).unwrap() == fs::read(path("direct")).unwrap(),
+                "{from:?} to {to:?}"
+            );
+        }
+    }
 }
 
 #[test]

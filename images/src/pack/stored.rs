@@ -1,13 +1,15 @@
 //! A layer that is an image file.
 //!
+//! Blocks are copied as they are stored where the new image would store them in the same way.
+//!
 //! It may be hostile: a directory that is entered twice is an error, so that the walk ends; other inodes are read once however many
 //! names they have.
 
 use std::collections::HashSet;
 
 use super::{Attributes, Found, LayerTree, Leaf, LeafKind, PackError, shown};
-use crate::squashfs::format::InodeRef;
-use crate::squashfs::reader::{Inode, InodeKind, Piece, ReadError, Reader};
+use crate::squashfs::format::{InodeRef, flags};
+use crate::squashfs::reader::{Extent, Inode, InodeKind, ReadError, Reader, part};
 use crate::squashfs::writer::{WriteError, Writer};
 use crate::tree::{ContentId, Xattrs};
 
@@ -16,6 +18,8 @@ pub(super) struct StoredTree<'a> {
     entered: HashSet<u64>,
     /// The directory that was entered last.
     current: Option<Inode>,
+    /// Whether blocks can be copied as they are stored; None until it matters.
+    same_format: Option<bool>,
 }
 
 impl<'a> StoredTree<'a> {
@@ -24,6 +28,7 @@ impl<'a> StoredTree<'a> {
             reader,
             entered: HashSet::new(),
             current: None,
+            same_format: None,
         }
     }
 }
@@ -65,21 +70,14 @@ impl LayerTree for StoredTree<'_> {
         writer: &mut Writer,
     ) -> Result<(ContentId, Xattrs), PackError> {
         let (inode, xattrs) = self.inode(leaf.handle, path)?;
-        let write_error = |source| PackError::Write {
-            path: shown(path),
-            source,
-        };
-        let mut content = writer.begin_file(inode.size()).map_err(write_error)?;
-        self.reader
-            .read_file_pieces(&inode, |piece| match piece {
-                Piece::Data(data) => content.write(data).map_err(Error::Write),
-                Piece::Hole(length) => content.write_hole(length.into()).map_err(Error::Write),
-            })
-            .map_err(|error| match error {
-                Error::Read(source) => image_error(path, source),
-                Error::Write(source) => write_error(source),
-            })?;
-        Ok((content.finish().map_err(write_error)?, xattrs))
+        let content = self.copy(&inode, writer).map_err(|error| match error {
+            Error::Read(source) => image_error(path, source),
+            Error::Write(source) => PackError::Write {
+                path: shown(path),
+                source,
+            },
+        })?;
+        Ok((content, xattrs))
     }
 
     fn target(&mut self, leaf: &Leaf, path: &[u8]) -> Result<Vec<u8>, PackError> {
@@ -99,12 +97,61 @@ impl StoredTree<'_> {
         };
         read().map_err(|source| image_error(path, source))
     }
+
+    /// Copies the content of a file, without decompressing blocks that the writer would compress in the same way.
+    fn copy(&mut self, inode: &Inode, writer: &mut Writer) -> Result<ContentId, Error> {
+        let reader = self.reader;
+        let same_format = match self.same_format {
+            Some(known) => known,
+            None => {
+                let options = reader.compressor_options()?;
+                let (compressor, block_size) = (reader.compressor(), reader.block_size());
+                // An image without compression names a compressor, too.
+                let compressed = reader.superblock().flags.get() & flags::UNCOMPRESSED_DATA == 0;
+                let same =
+                    compressed && writer.stores_like(compressor, block_size, options.as_deref());
+                *self.same_format.insert(same)
+            }
+        };
+        let map = reader.file_map(inode)?;
+        let mut content = writer.begin_file(map.size())?;
+        let mut buffer = Vec::new();
+        for index in 0..map.extent_count() {
+            match reader.extent(&map, index)? {
+                Extent::Hole { length } => content.write_hole(length.into())?,
+                Extent::Block(block) if same_format && content.takes_block(block.length) => {
+                    content.copy_block(block.length, block.compressed, |stored| {
+                        Ok::<_, Error>(reader.read_stored(&block, stored)?)
+                    })?;
+                }
+                Extent::Block(block) => {
+                    reader.decode(&block, &mut buffer)?;
+                    content.write(&buffer)?;
+                }
+                Extent::Fragment {
+                    block,
+                    offset,
+                    length,
+                } => {
+                    let fragment = reader.cached(&block)?;
+                    content.write(part(&fragment, &block, offset, length)?)?;
+                }
+            }
+        }
+        Ok(content.finish()?)
+    }
 }
 
 /// Either side of a copy.
 enum Error {
     Read(ReadError),
     Write(WriteError),
+}
+
+impl From<WriteError> for Error {
+    fn from(source: WriteError) -> Self {
+        Self::Write(source)
+    }
 }
 
 impl From<ReadError> for Error {

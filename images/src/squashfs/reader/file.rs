@@ -270,6 +270,18 @@ impl Reader {
         Ok(())
     }
 
+    /// Replaces the content of `output` by a block as it is stored.
+    pub fn read_stored(&self, block: &StoredBlock, output: &mut Vec<u8>) -> Result<(), ReadError> {
+        output.clear();
+        if block.stored > self.block_size() {
+            return Err(ReadError::corrupt(
+                "a block has an impossible size",
+                block.offset,
+            ));
+        }
+        self.read_exact(block.offset, block.stored as usize, output)
+    }
+
     /// Calls `sink` with the pieces of a file from the beginning to the end. Pieces are at most a block long.
     pub fn read_file_pieces<E: From<ReadError>>(
         &self,

@@ -41,7 +41,8 @@ pub use self::file::{Extent, FileMap, Piece, StoredBlock, part};
 pub use self::inode::{Directory, File, Inode, InodeKind, Symlink};
 use super::compression::Compressor;
 use super::format::{
-    InodeRef, MAGIC, MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, NO_TABLE, SUPERBLOCK_SIZE, Superblock,
+    InodeRef, MAGIC, MAX_BLOCK_SIZE, METADATA_BLOCK, METADATA_UNCOMPRESSED, MIN_BLOCK_SIZE,
+    NO_TABLE, SUPERBLOCK_SIZE, Superblock, flags,
 };
 
 /// Bytes of decoded blocks that a reader keeps unless told otherwise.
@@ -137,6 +138,28 @@ impl Reader {
     #[must_use]
     pub const fn compressor(&self) -> Compressor {
         self.compressor
+    }
+
+    /// The compressor's options as the image records them, see [`super::writer::Writer::stores_like`]; None without any.
+    pub fn compressor_options(&self) -> Result<Option<Vec<u8>>, ReadError> {
+        if self.superblock.flags.get() & flags::COMPRESSOR_OPTIONS == 0 {
+            return Ok(None);
+        }
+        let offset = SUPERBLOCK_SIZE as u64;
+        let mut header = [0; 2];
+        self.check_range(offset, header.len())?;
+        fill(&self.file, self.base, offset, &mut header)?;
+        let size = u16::from_le_bytes(header);
+        if size & METADATA_UNCOMPRESSED == 0 {
+            return Err(ReadError::corrupt(
+                "compressor options are compressed",
+                offset,
+            ));
+        }
+        let size = usize::from(size & !METADATA_UNCOMPRESSED).min(METADATA_BLOCK);
+        let mut options = Vec::new();
+        self.read_exact(offset + 2, size, &mut options)?;
+        Ok(Some(options))
     }
 
     /// Size of a data block in bytes: a power of two, 4 KiB to 1 MiB.

@@ -6,7 +6,7 @@ use std::io::Read;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
-use super::pipeline::{Pipeline, Slot};
+use super::pipeline::{Pipeline, Slot, Work};
 use super::{Content, Tail, WriteError, Writer};
 use crate::tree::ContentId;
 
@@ -115,6 +115,45 @@ impl<'a> FileWriter<'a> {
         Ok(())
     }
 
+    /// Whether the next `length` bytes are exactly the next block, so that [`Self::copy_block`] may bring them.
+    #[must_use]
+    pub fn takes_block(&self, length: u32) -> bool {
+        let next = self.in_blocks.min(self.writer.options.block_size.into());
+        self.buffer.is_none() && length > 0 && u64::from(length) == next
+    }
+
+    /// Takes the next `length` bytes as another image stores them, where [`Self::takes_block`] and [`Writer::stores_like`] say
+    /// that this is possible. `fill` puts the stored bytes into an empty buffer: fewer than `length` if they are
+    /// compressed, else exactly as many. They are not looked at.
+    pub fn copy_block<E: From<WriteError>>(
+        &mut self,
+        length: u32,
+        compressed: bool,
+        fill: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if !self.takes_block(length) {
+            return Err(WriteError::CopiedBlock.into());
+        }
+        self.writer.cancel.check().map_err(WriteError::from)?;
+        let mut slot = self.writer.slot()?;
+        fill(&mut slot.input)?;
+        let size = slot.input.len() as u64;
+        let possible = match compressed {
+            true => size > 0 && size < u64::from(length),
+            false => size == u64::from(length),
+        };
+        if !possible {
+            return Err(WriteError::CopiedBlock.into());
+        }
+        let work = match compressed {
+            true => Work::Compressed,
+            false => Work::Uncompressed,
+        };
+        self.writer.submit(|pipeline| pipeline.block(slot, work))?;
+        self.in_blocks -= u64::from(length);
+        Ok(())
+    }
+
     /// Takes `length` bytes of zeros. Whole blocks of them cost nothing.
     pub fn write_hole(&mut self, length: u64) -> Result<(), WriteError> {
         self.check_room(length)?;
@@ -197,7 +236,7 @@ impl<'a> FileWriter<'a> {
         if let Some(buffer) = self.buffer.take()
             && let Some(full) = writer.fragment.replace(buffer)
         {
-            writer.submit(|pipeline| pipeline.fragment(full))?;
+            writer.submit(|pipeline| pipeline.block(full, Work::Fragment))?;
             writer.fragments += 1;
         }
         let tail = Tail {
@@ -241,7 +280,8 @@ impl<'a> FileWriter<'a> {
         let complete = |slot: &mut Slot| slot.input.len() == block_size || self.in_blocks == 0;
         if let Some(slot) = self.buffer.take_if(complete) {
             self.writer.cancel.check()?;
-            self.writer.submit(|pipeline| pipeline.block(slot))?;
+            self.writer
+                .submit(|pipeline| pipeline.block(slot, Work::Block))?;
         }
         Ok(())
     }

@@ -30,8 +30,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 pub use self::file::FileWriter;
-use self::pipeline::{Gone, Pipeline, Slot};
-use super::compression::Compression;
+use self::pipeline::{Gone, Pipeline, Slot, Work};
+use super::compression::{Compression, Compressor};
 use super::format::{MAX_BLOCK_SIZE, METADATA_UNCOMPRESSED, MIN_BLOCK_SIZE, SUPERBLOCK_SIZE};
 use crate::cancel::{Cancel, Cancelled};
 use crate::tree::{ContentId, Tree};
@@ -124,6 +124,9 @@ pub enum WriteError {
         /// Announced size in bytes.
         announced: u64,
     },
+    /// A block of another image does not fit ([`FileWriter::copy_block`]).
+    #[error("a block copied from another image has an impossible size or place")]
+    CopiedBlock,
     /// A [`FileWriter`] was dropped before it was finished.
     #[error("a file was begun and not finished")]
     Unfinished,
@@ -270,6 +273,26 @@ impl Writer {
         Ok(FileWriter::new(self, size, tail))
     }
 
+    /// Whether blocks of an image with this compressor, block size in bytes and recorded compressor options are what this writer
+    /// would make, so that they need not be decompressed first.
+    #[must_use]
+    pub fn stores_like(
+        &self,
+        compressor: Compressor,
+        block_size: u32,
+        options: Option<&[u8]>,
+    ) -> bool {
+        let Options {
+            compression,
+            block_size: own,
+            ..
+        } = self.options;
+        compression != Compression::None
+            && encoder::compressor(compression) == compressor
+            && own == block_size
+            && encoder::recorded_options(compression).as_deref() == options
+    }
+
     /// The whole of a small file at once.
     pub fn add_file(&mut self, content: &[u8]) -> Result<ContentId, WriteError> {
         let mut file = self.begin_file(content.len() as u64)?;
@@ -284,7 +307,7 @@ impl Writer {
         }
         self.cancel.check()?;
         if let Some(fragment) = self.fragment.take() {
-            self.submit(|pipeline| pipeline.fragment(fragment))?;
+            self.submit(|pipeline| pipeline.block(fragment, Work::Fragment))?;
         }
         self.spare = None;
         let appended = self.pipeline.take().ok_or(WriteError::Stopped)?.finish()?;

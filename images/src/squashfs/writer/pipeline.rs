@@ -59,6 +59,8 @@ enum Outcome {
     Compressed(usize),
     /// The input buffer.
     Raw,
+    /// The input buffer, which came compressed.
+    Copied,
     /// Not at all, being zero.
     Hole,
     /// It could not be compressed.
@@ -68,8 +70,20 @@ enum Outcome {
 /// What a compressor is to do with a slot.
 struct Job {
     slot: Slot,
-    /// Whether it is a block of a run: those may be holes, and are hashed.
-    run: bool,
+    work: Work,
+}
+
+/// What a slot holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    /// A block of a run.
+    Block,
+    /// A block of a run as another image has it, compressed.
+    Compressed,
+    /// A block of a run as another image has it, not compressed.
+    Uncompressed,
+    /// A fragment block, which is neither a hole nor looked for.
+    Fragment,
 }
 
 /// The next thing in the image.
@@ -173,7 +187,7 @@ impl Pipeline {
                     if abort.load(Ordering::Relaxed) {
                         break;
                     }
-                    job.slot.compress(&mut encoder, output_size, job.run);
+                    job.slot.process(&mut encoder, output_size, job.work);
                     let done = job.slot.done.clone();
                     // Fails only when the appender has ended with an error.
                     let _ = done.send(job.slot);
@@ -202,10 +216,14 @@ impl Pipeline {
         Ok(slot)
     }
 
-    /// Appends a block to the current run.
-    pub(super) fn block(&self, slot: Slot) -> Result<(), Gone> {
-        self.order(Order::Block(slot.ready.clone()))?;
-        self.job(Job { slot, run: true })
+    /// Appends a block to the current run; or a fragment block, while there is none.
+    pub(super) fn block(&self, slot: Slot, work: Work) -> Result<(), Gone> {
+        let ready = slot.ready.clone();
+        self.order(match work {
+            Work::Fragment => Order::Fragment(ready),
+            Work::Block | Work::Compressed | Work::Uncompressed => Order::Block(ready),
+        })?;
+        self.jobs.send(Job { slot, work }).map_err(|_| Gone)
     }
 
     /// Appends blocks of zeros to the current run.
@@ -216,12 +234,6 @@ impl Pipeline {
     /// Ends the current run.
     pub(super) fn end_run(&self) -> Result<(), Gone> {
         self.order(Order::EndRun)
-    }
-
-    /// Appends a fragment block; not while a run is open.
-    pub(super) fn fragment(&self, slot: Slot) -> Result<(), Gone> {
-        self.order(Order::Fragment(slot.ready.clone()))?;
-        self.job(Job { slot, run: false })
     }
 
     /// Waits for everything to be appended.
@@ -253,10 +265,6 @@ impl Pipeline {
     fn order(&self, order: Order) -> Result<(), Gone> {
         self.orders.send(order).map_err(|_| Gone)
     }
-
-    fn job(&self, job: Job) -> Result<(), Gone> {
-        self.jobs.send(job).map_err(|_| Gone)
-    }
 }
 
 fn spawn<T: Send + 'static>(
@@ -278,18 +286,21 @@ fn join<T>(thread: JoinHandle<T>) -> T {
 }
 
 impl Slot {
-    fn compress(&mut self, encoder: &mut Encoder, output_size: usize, run: bool) {
-        if run && is_zero(&self.input) {
-            self.outcome = Outcome::Hole;
-            return;
-        }
-        self.output.resize(output_size, 0);
-        self.outcome = match encoder.compress(&self.input, &mut self.output) {
-            Ok(Some(size)) => Outcome::Compressed(size),
-            Ok(None) => Outcome::Raw,
-            Err(error) => Outcome::Failed(error),
+    fn process(&mut self, encoder: &mut Encoder, output_size: usize, work: Work) {
+        self.outcome = match work {
+            Work::Compressed => Outcome::Copied,
+            Work::Uncompressed => Outcome::Raw,
+            Work::Block if is_zero(&self.input) => Outcome::Hole,
+            Work::Block | Work::Fragment => {
+                self.output.resize(output_size, 0);
+                match encoder.compress(&self.input, &mut self.output) {
+                    Ok(Some(size)) => Outcome::Compressed(size),
+                    Ok(None) => Outcome::Raw,
+                    Err(error) => Outcome::Failed(error),
+                }
+            }
         };
-        if run {
+        if work != Work::Fragment {
             self.hash = *blake3::hash(self.stored()).as_bytes();
         }
     }
@@ -297,7 +308,7 @@ impl Slot {
     fn stored(&self) -> &[u8] {
         match self.outcome {
             Outcome::Compressed(size) => &self.output[..size],
-            Outcome::Raw => &self.input,
+            Outcome::Raw | Outcome::Copied => &self.input,
             Outcome::Hole | Outcome::Failed(_) => &[],
         }
     }
