@@ -16,3 +16,4 @@ pub use cache::{Image, Images, push};
 pub use layer::{Compression, LayerWriter, header};
 pub use layout::{Descriptor, Layout, LayoutWriter, Manifest, RunConfig};
 pub use recipe::{Packing, Recipe};
+pub use tiny::Tiny;

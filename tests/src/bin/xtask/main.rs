@@ -7,6 +7,7 @@
     reason = "a program for people: its results go to stdout, what it does meanwhile to stderr"
 )]
 
+mod demo;
 mod images;
 mod machine;
 mod test;
@@ -27,12 +28,14 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Task {
+    Demo(demo::Args),
     Test(test::Args),
     Images(images::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
+        Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Images(args) => images::run(&args),
     };
