@@ -7,6 +7,7 @@
     reason = "a program for people: its results go to stdout, what it does meanwhile to stderr"
 )]
 
+mod bench;
 mod demo;
 mod images;
 mod machine;
@@ -30,6 +31,7 @@ struct Cli {
 enum Task {
     Demo(demo::Args),
     Test(test::Args),
+    Bench(bench::Args),
     Images(images::Args),
 }
 
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Images(args) => images::run(&args),
     };
     outcome.unwrap_or_else(|error| {
