@@ -55,8 +55,8 @@ pub struct Settings {
     pub allow_http: bool,
     /// PEM file of the certificate authorities to trust instead of the system's (`SSL_CERT_FILE`).
     pub ca_file: Option<PathBuf>,
-    /// Directory of certificate authorities (`SSL_CERT_DIR`), in addition to the file.
-    pub ca_directory: Option<PathBuf>,
+    /// Directories of such PEM files (`SSL_CERT_DIR`), in addition to the file.
+    pub ca_directories: Vec<PathBuf>,
     /// Proxy for https: `http://[USER:PASSWORD@]HOST:PORT` (`https_proxy`).
     pub https_proxy: Option<Secret>,
     /// Proxy for http (`http_proxy`).
@@ -82,7 +82,7 @@ impl Default for Settings {
         Self {
             allow_http: false,
             ca_file: None,
-            ca_directory: None,
+            ca_directories: Vec::new(),
             https_proxy: None,
             http_proxy: None,
             no_proxy: String::new(),
@@ -137,7 +137,7 @@ impl RegistrySource {
             store: self.store.clone(),
         };
         let (sender, receiver) = mpsc::sync_channel(1);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("registry".to_owned())
             .spawn(move || {
                 // The receiver is gone when the caller was interrupted.
@@ -146,7 +146,11 @@ impl RegistrySource {
             .map_err(|source| RegistryError::Thread { source })?;
         loop {
             match receiver.recv_timeout(CANCEL_INTERVAL) {
-                Ok(outcome) => return outcome,
+                Ok(outcome) => {
+                    // A container can be started only by a process of one thread, so the caller must not go on beside this one.
+                    let _ = thread.join();
+                    return outcome;
+                }
                 Err(mpsc::RecvTimeoutError::Timeout) if task.cancel.is_cancelled() => {
                     self.client.stop();
                     return Err(Cancelled.into());

@@ -148,6 +148,8 @@ impl Read for BlobStream {
                     self.position += read as u64;
                     return Ok(read);
                 }
+                // All of it is here. Only a server that announces no length and does not close the connection gets so far.
+                Err(_) if self.position == self.size => return Ok(0),
                 Err(error) => error,
             };
             self.answer = None;

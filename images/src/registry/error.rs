@@ -221,7 +221,7 @@ impl RegistryError {
         Some(match self {
             Self::Tls {
                 speaks_none: true, ..
-            } => "the registry may speak plain http: allow it in the settings if you trust the network".to_owned(),
+            } => "the registry may speak plain http: `CISTA_ALLOW_HTTP=1` allows it, if you trust the network".to_owned(),
             Self::Tls { source, .. } if source.to_string().contains("CaUsedAsEndEntity") => {
                 "the registry shows the certificate of an authority as its own: it needs one made without `CA:TRUE`".to_owned()
             }

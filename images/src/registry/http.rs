@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -171,6 +171,8 @@ impl Http {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(concat!("cista/", env!("CARGO_PKG_VERSION")))
+            // Digests are those of the bytes as stored, whatever a proxy would like to do to them.
+            .accept_encoding("identity")
             .proxy(proxy)
             .timeout_connect(Some(settings.connect_timeout))
             .timeout_per_read(Some(settings.idle_timeout))
@@ -207,20 +209,22 @@ impl Http {
 
 /// The certificate authorities to trust: the configured ones, else the system's, else those of Mozilla that are built in.
 fn root_certificates(settings: &Settings) -> Result<RootCerts, RegistryError> {
-    let (file, directory) = (
-        settings.ca_file.as_deref(),
-        settings.ca_directory.as_deref(),
-    );
-    if file.is_some() || directory.is_some() {
-        let loaded = rustls_native_certs::load_certs_from_paths(file, directory);
+    let file = settings.ca_file.as_deref();
+    let directories = settings.ca_directories.iter().map(PathBuf::as_path);
+    if let Some(first) = file.or(directories.clone().next()) {
+        let mut loaded = rustls_native_certs::load_certs_from_paths(file, None);
+        for directory in directories {
+            let more = rustls_native_certs::load_certs_from_paths(None, Some(directory));
+            loaded.certs.extend(more.certs);
+            loaded.errors.extend(more.errors);
+        }
         if loaded.certs.is_empty() {
-            let path = file.or(directory).unwrap_or(Path::new("/"));
             let problem = loaded
                 .errors
                 .first()
                 .map_or_else(|| "it holds none".to_owned(), ToString::to_string);
             return Err(RegistryError::Authorities {
-                path: path.to_owned(),
+                path: first.to_owned(),
                 problem,
             });
         }

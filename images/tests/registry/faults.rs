@@ -113,6 +113,23 @@ fn bodies_without_a_length_end_only_at_the_announced_size() {
 }
 
 #[test]
+fn silence_after_the_last_byte_does_no_harm() {
+    let image = Image::small();
+    let server = Server::of(&image, |_, reply| Reply {
+        endless: reply.body.len() > 100_000,
+        hang: (reply.body.len() > 100_000).then_some(reply.body.len()),
+        ..reply
+    });
+    let settings = registry::Settings {
+        idle_timeout: Duration::from_millis(200),
+        ..quick()
+    };
+    let recorder = Recorder::default();
+    let (resolved, layers) = pull(server.source(settings, None).as_ref(), &recorder).unwrap();
+    check(&image, &resolved, &layers);
+}
+
+#[test]
 fn busy_servers_are_waited_for() {
     let image = Image::small();
     both_ways(|store| {

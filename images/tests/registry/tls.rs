@@ -96,6 +96,20 @@ fn only_trusted_certificates_are_accepted() {
     };
     let error = resolve(open(&reference, trusting, None).as_ref()).unwrap_err();
     assert!(error.to_string().contains("over tls"), "{error}");
+
+    let authorities = directory.path().join("authorities");
+    std::fs::create_dir(&authorities).unwrap();
+    std::fs::copy(
+        directory.path().join("cert.pem"),
+        authorities.join("one.pem"),
+    )
+    .unwrap();
+    let trusting = registry::Settings {
+        ca_directories: vec!["/nonexistent".into(), authorities],
+        ..quick()
+    };
+    let error = resolve(open(&reference, trusting, None).as_ref()).unwrap_err();
+    assert!(error.to_string().contains("over tls"), "{error}");
 }
 
 #[test]

@@ -73,7 +73,9 @@ impl ImportConfig {
         let registry = Settings {
             allow_http: text("CISTA_ALLOW_HTTP")?.is_some_and(|value| is_true(&value)),
             ca_file: variable("SSL_CERT_FILE").map(PathBuf::from),
-            ca_directory: variable("SSL_CERT_DIR").map(PathBuf::from),
+            ca_directories: variable("SSL_CERT_DIR")
+                .map(|directories| std::env::split_paths(&directories).collect())
+                .unwrap_or_default(),
             https_proxy: either("https_proxy", "HTTPS_PROXY")?
                 .or_else(|| all.clone())
                 .map(Secret::new),
