@@ -221,3 +221,35 @@ fn corrupt_content_fails_and_names_the_file() {
     let error = unpack(&reader, &scratch.path().join("out"), 2, &Cancel::new()).unwrap_err();
     assert!(error.to_string().contains("/victim"), "{error}");
 }
+
+#[test]
+fn a_tree_deeper_than_any_path_is_refused() {
+    if !have("mksquashfs") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    // A pseudo file definition: mksquashfs itself could not walk so deep a tree of the host.
+    let tree = scratch.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    let mut path = String::new();
+    let definitions: String = (0..2100)
+        .map(|_| {
+            path.push_str("d/");
+            format!("{} d 755 0 0\n", path.trim_end_matches('/'))
+        })
+        .collect();
+    fs::write(scratch.path().join("definitions"), definitions).unwrap();
+    let image = scratch.path().join("image");
+    let made = Command::new("mksquashfs")
+        .args([&tree, &image])
+        .args(["-quiet", "-no-progress", "-pf"])
+        .arg(scratch.path().join("definitions"))
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let reader = Reader::open(File::open(&image).unwrap(), 0).unwrap();
+    let out = scratch.path().join("out");
+    let error = unpack(&reader, &out, 2, &Cancel::new()).unwrap_err();
+    assert!(matches!(error, UnpackError::TooDeep { .. }), "{error}");
+    remove_tree(&out).unwrap();
+}

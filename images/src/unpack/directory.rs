@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 
-use super::{Counts, UnpackError, file};
+use super::{Counts, MAX_DEPTH, UnpackError, file};
 use crate::cancel::Cancel;
 use crate::squashfs::reader::{Inode, Reader};
 
@@ -42,13 +42,19 @@ struct Made {
     /// None for the root.
     place: Option<Place>,
     inode: Inode,
+    /// Number of names that lead here from the root.
+    depth: usize,
 }
 
 impl Tree {
     pub(super) fn new(root: OwnedFd, inode: Inode) -> Self {
         Self {
             root,
-            made: vec![Made { place: None, inode }],
+            made: vec![Made {
+                place: None,
+                inode,
+                depth: 0,
+            }],
             links: Vec::new(),
         }
     }
@@ -84,6 +90,12 @@ impl Tree {
         place: Place,
         inode: Inode,
     ) -> Result<DirectoryId, UnpackError> {
+        let depth = self.made[place.directory.0].depth + 1;
+        if depth > MAX_DEPTH {
+            return Err(UnpackError::TooDeep {
+                path: OsStr::from_bytes(&place.name).into(),
+            });
+        }
         rustix::fs::mkdirat(parent, &*place.name, Mode::RWXU).map_err(|source| {
             UnpackError::Write {
                 operation: "create the directory",
@@ -95,6 +107,7 @@ impl Tree {
         self.made.push(Made {
             place: Some(place),
             inode,
+            depth,
         });
         Ok(id)
     }

@@ -32,6 +32,9 @@ pub use remove::{RemoveError, remove_tree};
 
 /// Jobs that may wait. Each keeps its directory open, so this bounds the file descriptors.
 const QUEUE: usize = 64;
+/// Deepest directory. A path of `PATH_MAX` bytes (4096) has no more components, and directories are opened by their chain of
+/// names, which without a limit would take time quadratic in the depth.
+const MAX_DEPTH: usize = 2048;
 
 /// What was unpacked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +87,12 @@ pub enum UnpackError {
     #[error("the image is corrupt: the directory `{path}` is in more than one place", path = path.display())]
     DirectoryTwice {
         /// The second place.
+        path: PathBuf,
+    },
+    /// Directories nest deeper than any path reaches.
+    #[error("directories nest deeper than {MAX_DEPTH} levels at `{path}`", path = path.display())]
+    TooDeep {
+        /// Name of the directory that is too deep.
         path: PathBuf,
     },
     /// The caller asked to stop.
