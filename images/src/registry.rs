@@ -7,7 +7,8 @@
 //! - `address.rs`: what URLs say about hosts; which redirects are safe
 //! - `retry.rs`: what is worth another attempt, and when
 //! - `challenge.rs`, `token.rs`, `credentials.rs`: who we are, and how a registry is told
-//! - `client.rs`: one repository: authenticated requests, redirects, manifests
+//! - `client.rs`: one repository: authenticated requests, redirects
+//! - `documents.rs`: its indexes, manifests and configs
 //! - `blob.rs`: a blob as a stream that survives cut connections
 //! - `download.rs`: blobs into the store, several at once, readable while they grow; `direct.rs`: without a store
 //!
@@ -20,6 +21,7 @@ mod challenge;
 mod client;
 mod credentials;
 mod direct;
+mod documents;
 mod download;
 mod error;
 mod http;
@@ -170,8 +172,8 @@ struct Lookup {
 }
 
 impl Lookup {
-    fn documents(&self) -> client::CachedDocuments<'_> {
-        client::CachedDocuments {
+    fn documents(&self) -> documents::CachedDocuments<'_> {
+        documents::CachedDocuments {
             client: &self.client,
             store: self.store.as_deref(),
         }

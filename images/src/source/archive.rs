@@ -41,6 +41,29 @@ impl FileRange {
     pub(crate) fn remaining(&self) -> u64 {
         self.remaining
     }
+
+    /// All of a small file, the member or file `name` of `container`, if it is not larger than `limit`.
+    pub(super) fn read_small(
+        self,
+        container: &Path,
+        name: &str,
+        limit: u64,
+    ) -> Result<Vec<u8>, SourceError> {
+        if self.remaining > limit {
+            return Err(SourceError::TooLarge {
+                what: format!("`{name}` of `{}`", container.display()),
+                expected: limit,
+            });
+        }
+        let mut content = Vec::new();
+        self.take(limit)
+            .read_to_end(&mut content)
+            .map_err(|source| SourceError::Read {
+                path: container.join(name),
+                source,
+            })?;
+        Ok(content)
+    }
 }
 
 impl Read for FileRange {

@@ -69,25 +69,10 @@ impl DockerArchive {
     }
 
     fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, SourceError> {
-        let range = self
-            .archive
+        self.archive
             .member(name)
-            .ok_or_else(|| self.not_an_archive(format!("it lacks `{name}`")))?;
-        if range.remaining() > limit {
-            return Err(SourceError::TooLarge {
-                what: format!("`{name}` of `{}`", self.archive.path().display()),
-                expected: limit,
-            });
-        }
-        let mut content = Vec::new();
-        range
-            .take(limit)
-            .read_to_end(&mut content)
-            .map_err(|source| SourceError::Read {
-                path: self.archive.path().to_owned(),
-                source,
-            })?;
-        Ok(content)
+            .ok_or_else(|| self.not_an_archive(format!("it lacks `{name}`")))?
+            .read_small(self.archive.path(), name, limit)
     }
 
     /// The image that is wanted, its config verified.

@@ -51,24 +51,9 @@ impl Place {
 
     /// A whole small file of the layout.
     fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, SourceError> {
-        let Some(range) = self.file(name)? else {
-            return Ok(None);
-        };
-        if range.remaining() > limit {
-            return Err(SourceError::TooLarge {
-                what: format!("`{name}` of `{}`", self.path().display()),
-                expected: limit,
-            });
-        }
-        let mut content = Vec::new();
-        range
-            .take(limit)
-            .read_to_end(&mut content)
-            .map_err(|source| SourceError::Read {
-                path: self.path().join(name),
-                source,
-            })?;
-        Ok(Some(content))
+        self.file(name)?
+            .map(|range| range.read_small(self.path(), name, limit))
+            .transpose()
     }
 
     fn layer(&self, digest: Digest) -> Result<FileRange, SourceError> {
