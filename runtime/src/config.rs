@@ -19,8 +19,8 @@ pub struct Config {
     pub runtime_path: PathBuf,
     /// Configuration of the user. `CISTA_CONFIG_PATH`, `$XDG_CONFIG_HOME/cista`.
     pub config_path: PathBuf,
-    /// Threads for compression and decompression. `CISTA_MAX_PROCESSORS`, the processors that this process may use.
-    pub max_processors: usize,
+    /// `CISTA_MAX_PROCESSORS`; see [`Self::max_processors`].
+    processors: Option<usize>,
     /// How an image becomes a root file system. `CISTA_MOUNT`: `auto`, `fuse` or `unpack`.
     pub mount: MountMethod,
     /// Bytes of decoded blocks that the server of an image keeps in memory. `CISTA_IMAGE_CACHE_SIZE`, 256 MiB.
@@ -77,6 +77,15 @@ impl Config {
         Self::from_variables(|name| std::env::var_os(name).filter(|value| !value.is_empty()))
     }
 
+    /// Threads for compression and decompression: what `CISTA_MAX_PROCESSORS` says, otherwise the processors that this process may use.
+    ///
+    /// Counted when asked for: limits of control groups are in files, and a start has no time to read them.
+    #[must_use]
+    pub fn max_processors(&self) -> usize {
+        self.processors
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
     fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
         let directory = |what, own: &'static str, xdg: &str, below_home: &str| {
             if let Some(path) = variable(own) {
@@ -106,17 +115,19 @@ impl Config {
             },
             PathBuf::from,
         );
-        let max_processors = match variable("CISTA_MAX_PROCESSORS") {
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-            Some(value) => value
-                .to_str()
-                .and_then(|text| text.parse().ok())
-                .filter(|count| (1..=1024).contains(count))
-                .ok_or_else(|| ConfigError::Value {
-                    variable: "CISTA_MAX_PROCESSORS",
-                    value: value.to_string_lossy().into_owned(),
-                    expected: "expected a number from 1 to 1024",
-                })?,
+        let processors = match variable("CISTA_MAX_PROCESSORS") {
+            None => None,
+            Some(value) => Some(
+                value
+                    .to_str()
+                    .and_then(|text| text.parse().ok())
+                    .filter(|count| (1..=1024).contains(count))
+                    .ok_or_else(|| ConfigError::Value {
+                        variable: "CISTA_MAX_PROCESSORS",
+                        value: value.to_string_lossy().into_owned(),
+                        expected: "expected a number from 1 to 1024",
+                    })?,
+            ),
         };
         let mount = match variable("CISTA_MOUNT") {
             None => MountMethod::Auto,
@@ -164,7 +175,7 @@ impl Config {
                 "XDG_CONFIG_HOME",
                 ".config",
             )?,
-            max_processors,
+            processors,
         })
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
         image: &args.image,
         replace: args.force,
         unpack: args.unpack,
-        threads: context.config.max_processors,
+        threads: context.config.max_processors(),
         cancel: &Cancel::new(),
     })
     .map_err(|error| {

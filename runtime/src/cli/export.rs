@@ -32,7 +32,7 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
         name.push(".sqsh");
         name.into()
     });
-    let threads = context.config.max_processors;
+    let threads = context.config.max_processors();
     let summary = export::export(&container, &path, args.force, threads, &Cancel::new()).map_err(
         |error| {
             let exists = matches!(error, ExportError::Output(OutputError::Exists { .. }));

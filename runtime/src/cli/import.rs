@@ -83,7 +83,7 @@ impl ImageOptions {
         Options {
             compression: self.compression.unwrap_or(config.compression),
             time: config.time,
-            ..Options::new(context.config.max_processors)
+            ..Options::new(context.config.max_processors())
         }
     }
 

@@ -3,8 +3,6 @@
 //! Programs ask these files for names and home directories, and an image does not know the user who starts it. So, as
 //! enroot does, the entries of root, nobody and the user come first, then those of the image that they do not replace.
 
-use std::path::Path;
-
 use crate::sys::accounts;
 
 /// Who runs the container's program, as seen inside.
@@ -71,17 +69,10 @@ pub fn root_identity(shell: Vec<u8>) -> Identity {
     }
 }
 
-/// Chooses the shell: the user's own where the image has it, otherwise the one that the image's useradd(8) would set, or `/bin/sh`.
+/// The shell of a user whose own one the image does not have: what its useradd(8) would set (`/etc/default/useradd`), or `/bin/sh`.
 #[must_use]
-pub fn choose_shell(
-    wanted: &[u8],
-    useradd: Option<&[u8]>,
-    is_executable: impl Fn(&[u8]) -> bool,
-) -> Vec<u8> {
-    if wanted.starts_with(b"/") && is_executable(wanted) {
-        return wanted.to_vec();
-    }
-    setting(useradd.unwrap_or_default(), b"SHELL=")
+pub fn default_shell(useradd: &[u8]) -> Vec<u8> {
+    setting(useradd, b"SHELL=")
         .filter(|shell| shell.starts_with(b"/"))
         .unwrap_or(b"/bin/sh")
         .to_vec()
@@ -176,12 +167,6 @@ fn parse_user(line: &[u8]) -> Option<accounts::User> {
     })
 }
 
-/// Whether a home directory may be made in an image: an absolute path that is not the root.
-#[must_use]
-pub fn is_home(home: &Path) -> bool {
-    home.is_absolute() && home != Path::new("/")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,18 +219,13 @@ mod tests {
     }
 
     #[test]
-    fn the_shell_is_one_that_the_image_has() {
-        let has = |shells: &'static [&'static [u8]]| move |shell: &[u8]| shells.contains(&shell);
-        assert_eq!(
-            choose_shell(b"/bin/zsh", None, has(&[b"/bin/zsh"])),
-            b"/bin/zsh"
-        );
-        assert_eq!(choose_shell(b"/bin/zsh", None, has(&[])), b"/bin/sh");
-        let useradd = b"# SHELL=/x\nHOME=/home\nSHELL=/bin/bash\n";
-        assert_eq!(
-            choose_shell(b"/bin/zsh", Some(useradd), has(&[])),
-            b"/bin/bash"
-        );
-        assert_eq!(choose_shell(b"relative", None, |_| true), b"/bin/sh");
+    fn the_shell_is_the_one_that_useradd_sets() {
+        for (useradd, shell) in [
+            (&b""[..], &b"/bin/sh"[..]),
+            (b"# SHELL=/x\nHOME=/home\nSHELL=/bin/bash\n", b"/bin/bash"),
+            (b"SHELL=relative", b"/bin/sh"),
+        ] {
+            assert_eq!(default_shell(useradd), shell);
+        }
     }
 }

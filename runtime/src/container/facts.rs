@@ -9,10 +9,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use cista_images::import::record::{self, Record};
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::FileType;
 
 use super::environment::Environment;
-use super::rootfs::Rootfs;
+use super::view::View;
 
 /// The command script of enroot's images.
 const SCRIPT: &str = "/etc/rc";
@@ -77,22 +77,22 @@ pub enum FactsError {
 ///
 /// A record that cannot be read or understood.
 pub fn read(
-    rootfs: &Rootfs,
+    view: View<'_>,
     adapted: bool,
     host: impl Fn(&OsStr) -> Option<OsString>,
 ) -> Result<Facts, FactsError> {
-    let record = rootfs
+    let record = view
         .read(&Path::new("/").join(record::PATH), record::MAX_SIZE as u64)
         .map_err(|source| FactsError::Read {
             path: record::PATH,
             source,
         })?;
     let Some(record) = record else {
-        return from_files(rootfs, host);
+        return from_files(view, host);
     };
     let facts = from_record(&record)?;
-    if (adapted || has_local_script(rootfs)) && rootfs.is_executable(Path::new(SHELL)) {
-        let files = from_files(rootfs, host)?;
+    if (adapted || has_local_script(view)) && view.is_executable(Path::new(SHELL)) {
+        let files = from_files(view, host)?;
         if files.start == Start::Script {
             return Ok(Facts {
                 volumes: facts.volumes,
@@ -105,11 +105,11 @@ pub fn read(
 
 /// What the files say that enroot puts into its images.
 fn from_files(
-    rootfs: &Rootfs,
+    view: View<'_>,
     host: impl Fn(&OsStr) -> Option<OsString>,
 ) -> Result<Facts, FactsError> {
     let mut facts = Facts::default();
-    let environment = rootfs
+    let environment = view
         .read(Path::new(ENVIRONMENT), MAX_ENVIRONMENT)
         .map_err(|source| FactsError::Read {
             path: ENVIRONMENT,
@@ -118,23 +118,18 @@ fn from_files(
     if let Some(file) = environment {
         facts.environment.set_lines(&file, host);
     }
-    if rootfs.file_type(Path::new(SCRIPT)) == Some(FileType::RegularFile) {
+    if view.file_type(Path::new(SCRIPT)) == Some(FileType::RegularFile) {
         facts.start = Start::Script;
     }
     Ok(facts)
 }
 
 /// Whether there is more in the local script than comments, which enroot puts into every image.
-fn has_local_script(rootfs: &Rootfs) -> bool {
-    let Ok(file) = rootfs.open(Path::new(LOCAL_SCRIPT), OFlags::PATH) else {
-        return false;
-    };
-    let is_filled = rustix::fs::fstat(&file).is_ok_and(|status| {
-        FileType::from_raw_mode(status.st_mode) == FileType::RegularFile && status.st_size > 0
-    });
-    is_filled
-        && rootfs
-            .read(Path::new(LOCAL_SCRIPT), MAX_ENVIRONMENT)
+fn has_local_script(view: View<'_>) -> bool {
+    let path = Path::new(LOCAL_SCRIPT);
+    view.file_size(path).is_some_and(|size| size > 0)
+        && view
+            .read(path, MAX_ENVIRONMENT)
             // Too long to be read is long enough to matter.
             .map_or(true, |content| {
                 content.is_some_and(|content| says_something(&content))
@@ -201,7 +196,8 @@ impl Start {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::Mode;
+    use crate::container::rootfs::Rootfs;
+    use rustix::fs::{Mode, OFlags};
 
     fn record(config: &str) -> Vec<u8> {
         format!(r#"{{"format":1,"config":{{"config":{config}}}}}"#).into_bytes()
@@ -253,7 +249,11 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path();
         let rootfs = Rootfs::new(rustix::fs::open(root, OFlags::PATH, Mode::empty()).unwrap());
-        let start = |changed| read(&rootfs, changed, |_| None).unwrap().start;
+        let start = |changed| {
+            read(View::Mounted(&rootfs), changed, |_| None)
+                .unwrap()
+                .start
+        };
         assert_eq!(start(false), Start::Command);
         for directory in ["etc", "bin", ".cista"] {
             std::fs::create_dir(root.join(directory)).unwrap();

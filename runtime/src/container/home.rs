@@ -9,12 +9,18 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use super::rootfs::{Create, Rootfs};
 
 /// What is copied to new home directories.
-const SKELETON: &str = "/etc/skel";
+pub const SKELETON: &str = "/etc/skel";
 
 /// Bounds on what an image may have us copy.
 const MAX_DEPTH: usize = 8;
 const MAX_ENTRIES: usize = 1000;
 const MAX_FILE: u64 = 1 << 20;
+
+/// Whether a path can be a home directory that is made: absolute, and not the root.
+#[must_use]
+pub fn is_possible(home: &Path) -> bool {
+    home.is_absolute() && home != Path::new("/")
+}
 
 /// Makes a home directory where there is none.
 ///

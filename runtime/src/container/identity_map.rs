@@ -1,4 +1,4 @@
-//! The user namespace of a container: who is who inside.
+//! The user namespace of a container, who is who inside, and with it the mount namespace.
 //!
 //! An ordinary user may map one id, the own one: either to itself or to root (user_namespaces(7), "Defining user and group ID
 //! mappings"). The group map needs setgroups(2) to be denied first. Root maps every id that it has to itself, so that files of all owners
@@ -28,7 +28,7 @@ pub enum IdMap {
 #[derive(Debug, thiserror::Error)]
 pub enum UserNamespaceError {
     /// unshare(2) failed.
-    #[error("cannot create a user namespace")]
+    #[error("cannot create user and mount namespaces")]
     Create(#[source] io::Error),
     /// The ids could not be mapped.
     #[error("cannot write `{path}`")]
@@ -51,7 +51,7 @@ pub enum UserNamespaceError {
     Helper(#[source] io::Error),
 }
 
-/// Moves the calling process, which must have one thread, into a new user namespace with these ids.
+/// Moves the calling process, which must have one thread, into a new user namespace with these ids, and a new mount namespace.
 ///
 /// # Errors
 ///
@@ -63,7 +63,8 @@ pub fn enter(map: IdMap) -> Result<(), UserNamespaceError> {
                 rustix::process::geteuid().as_raw(),
                 rustix::process::getegid().as_raw(),
             );
-            namespace::new_user().map_err(|error| UserNamespaceError::Create(error.into()))?;
+            namespace::new_user_and_mount()
+                .map_err(|error| UserNamespaceError::Create(error.into()))?;
             let own = Path::new("/proc/self");
             write_map(own, "setgroups", "deny")?;
             write_map(own, "gid_map", &format!("{gid} {outer_gid} 1\n"))?;
@@ -94,7 +95,7 @@ pub fn enter(map: IdMap) -> Result<(), UserNamespaceError> {
                 }
             })
             .map_err(UserNamespaceError::Helper)?;
-            let created = namespace::new_user();
+            let created = namespace::new_user_and_mount();
             if let Some(start) = start.filter(|_| created.is_ok()) {
                 rustix::io::write(&start, b"+")
                     .map_err(|error| UserNamespaceError::Helper(error.into()))?;

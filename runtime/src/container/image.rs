@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -20,10 +20,11 @@ use cista_images::squashfs::reader::{ReadError, Reader};
 use cista_images::unpack::{self, UnpackError};
 
 use super::mounts::{self, MountError};
-use super::named::Content;
+use super::named::{ContainerError, Content};
 use super::start::{Root, StartError, tree_mount};
-use super::{running, temporary};
+use super::{handover, running, temporary};
 use crate::config::{Config, MountMethod};
+use crate::sys::process::Helper;
 use crate::{fuse, sys};
 
 /// Why an image cannot be the lower layer.
@@ -99,6 +100,11 @@ impl Source {
 }
 
 impl OpenImage {
+    /// Reads the image.
+    pub(super) fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
     fn open(path: &Path) -> Result<Self, ImageError> {
         let opened = |source| ImageError::Open {
             path: path.to_owned(),
@@ -120,116 +126,127 @@ impl OpenImage {
     }
 }
 
-/// The lower layer, as far as it can be without a mount namespace.
+/// The lower layer, before there are namespaces.
 pub(super) enum Lower {
-    /// A server waits to be given its file system.
-    Served(Served),
+    /// A server that waits for its device.
+    Served(Server),
+    /// An image that is to be unpacked.
+    Unpacked(Box<OpenImage>),
     /// A tree of the host.
     Tree(PathBuf),
 }
 
-/// A server that was started.
-pub(super) struct Served {
+/// A server of an image, in a process outside the namespaces: there it is out of the reach of the container, and keeps none of its mounts alive.
+pub(super) struct Server {
     path: PathBuf,
-    /// `/dev/fuse`, until it is mounted.
-    device: Cell<Option<OwnedFd>>,
-    /// A byte written here tells the server that it is mounted; an end of file that it never will be.
-    mounted: Cell<Option<OwnedFd>>,
+    /// Where it receives its device.
+    socket: OwnedFd,
+    /// The process that starts it, until it was waited for.
+    starting: Cell<Option<Helper>>,
+    /// Owners of the files.
     ids: (u32, u32),
 }
 
-/// Starts the server of an image, or finds the tree to use instead.
-///
-/// `ids` own the files of an image. The server keeps `lock` open.
+/// A lower layer that is mounted, detached.
+pub(super) struct LowerMount {
+    pub(super) mount: OwnedFd,
+    /// Whether a server holds the lock of the container.
+    pub(super) is_served: bool,
+}
+
+/// Starts the server of an image, where there is to be one. It keeps `lock` open. `ids` own the files of an image.
 pub(super) fn prepare(
     source: Source,
     config: &Config,
     ids: (u32, u32),
     lock: Option<fs::File>,
-    tell: &dyn Fn(&str),
-    warn: &dyn Fn(&str),
-) -> Result<Lower, StartError> {
-    let image = match source {
-        Source::Tree(path) => return Ok(Lower::Tree(path)),
-        Source::Image(image) => image,
-    };
-    if config.mount == MountMethod::Unpack {
-        tell("using an unpacked copy of the image, as `CISTA_MOUNT` asks for");
-        return Ok(Lower::Tree(unpack_to_cache(&image, config, tell)?));
+) -> Result<Lower, ImageError> {
+    match source {
+        Source::Tree(path) => Ok(Lower::Tree(path)),
+        Source::Image(image) if config.mount == MountMethod::Unpack => Ok(Lower::Unpacked(image)),
+        Source::Image(image) => serve(*image, config, ids, lock)
+            .map(Lower::Served)
+            .map_err(ImageError::Server),
     }
-    let device = match open_device() {
-        Ok(device) => device,
-        Err(error) if config.mount == MountMethod::Fuse => {
-            return Err(ImageError::Device(error).into());
-        }
-        Err(error) => {
-            let note = |text: &str| {
-                warn(&format!(
-                    "{text}, since /dev/fuse cannot be opened ({error})"
-                ));
-            };
-            return Ok(Lower::Tree(unpack_to_cache(&image, config, &note)?));
-        }
-    };
-    let served = serve(*image, device, ids, lock, config).map_err(ImageError::Server)?;
-    Ok(Lower::Served(served))
-}
-
-fn open_device() -> io::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    Ok(rustix::fs::open("/dev/fuse", flags, Mode::empty())?)
 }
 
 fn serve(
     image: OpenImage,
-    device: OwnedFd,
+    config: &Config,
     ids: (u32, u32),
     lock: Option<fs::File>,
-    config: &Config,
-) -> io::Result<Served> {
-    let (go, mounted) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let server_device = device.try_clone()?;
-    let options = fuse::Options {
-        uid: ids.0,
-        gid: ids.1,
-        cache_bytes: config.image_cache,
-        threads: config.max_processors,
-    };
+) -> io::Result<Server> {
+    let (socket, theirs) = handover::pair()?;
     let OpenImage {
         path, fd, reader, ..
     } = image;
-    let mut keep = vec![fd, server_device.as_raw_fd(), go.as_raw_fd()];
+    let mut keep = vec![fd, theirs.as_raw_fd()];
     keep.extend(lock.as_ref().map(std::os::fd::AsRawFd::as_raw_fd));
-    sys::process::spawn_detached(c"cista-image", &keep, move || {
+    let starting = sys::process::spawn_detached(c"cista-image", &keep, move || {
         let _held_until_the_end = lock;
-        let mut byte = [0];
-        if matches!(rustix::io::read(&go, &mut byte), Ok(1)) {
-            drop(go);
-            // Nobody is there to be told: the container sees its mount fail.
-            let _ = fuse::serve(server_device, reader, &options);
-        }
+        let Some(device) = handover::receive(&theirs) else {
+            return;
+        };
+        drop(theirs);
+        let options = fuse::Options {
+            uid: ids.0,
+            gid: ids.1,
+            cache_bytes: config.image_cache,
+            threads: config.max_processors(),
+        };
+        // Nobody is there to be told: the container sees its mount fail.
+        let _ = fuse::serve(device, reader, &options);
     })?;
-    Ok(Served {
+    Ok(Server {
         path,
-        device: Cell::new(Some(device)),
-        mounted: Cell::new(Some(mounted)),
+        socket,
+        starting: Cell::new(Some(starting)),
         ids,
     })
 }
 
 impl Lower {
-    /// Mounts the lower layer, detached.
-    pub(super) fn mount(&self, tell: &dyn Fn(&str)) -> Result<OwnedFd, MountError> {
-        match self {
-            Self::Tree(path) => tree_mount(path),
-            Self::Served(served) => {
-                tell("mounting the image through FUSE");
-                served.mount()
+    /// Mounts the lower layer.
+    pub(super) fn mount(
+        &self,
+        config: &Config,
+        tell: &dyn Fn(&str),
+        warn: &dyn Fn(&str),
+    ) -> Result<LowerMount, StartError> {
+        let path = match self {
+            Self::Tree(path) => path.clone(),
+            Self::Unpacked(image) => {
+                tell("using an unpacked copy of the image, as `CISTA_MOUNT` asks for");
+                unpack_to_cache(image, config, tell)?
             }
-        }
+            Self::Served(server) => match open_device() {
+                Ok(device) => {
+                    tell("mounting the image through FUSE");
+                    return Ok(LowerMount {
+                        mount: server.mount(device)?,
+                        is_served: true,
+                    });
+                }
+                Err(error) if config.mount == MountMethod::Fuse => {
+                    return Err(ImageError::Device(error).into());
+                }
+                Err(error) => {
+                    let note = |text: &str| {
+                        warn(&format!(
+                            "{text}, since /dev/fuse cannot be opened ({error})"
+                        ));
+                    };
+                    unpack_to_cache(&OpenImage::open(&server.path)?, config, &note)?
+                }
+            },
+        };
+        Ok(LowerMount {
+            mount: tree_mount(&path)?,
+            is_served: false,
+        })
     }
 
-    /// An unpacked tree of the same content, detached, after mounting failed with `error`.
+    /// An unpacked tree of the same content, after making a root file system of it failed with `error`.
     pub(super) fn unpacked(
         &self,
         config: &Config,
@@ -240,8 +257,9 @@ impl Lower {
         let path = match self {
             Self::Tree(path) => path.clone(),
             Self::Served(_) if config.mount == MountMethod::Fuse => return Err(error),
-            Self::Served(served) => {
-                let image = OpenImage::open(&served.path)?;
+            Self::Unpacked(image) => unpack_to_cache(image, config, tell)?,
+            Self::Served(server) => {
+                let image = OpenImage::open(&server.path)?;
                 let note = |text: &str| warn(&format!("{text}, since mounting it failed: {error}"));
                 unpack_to_cache(&image, config, &note)?
             }
@@ -249,19 +267,31 @@ impl Lower {
         tell("using the tree itself as the root, without an overlay");
         Ok(tree_mount(&path)?)
     }
+
+    /// Waits for the process that starts the server, so that no child is left. Its work is done long since.
+    pub(super) fn reap(&self) -> Result<(), ImageError> {
+        match self {
+            Self::Served(server) => server
+                .starting
+                .take()
+                .map_or(Ok(()), Helper::wait_for_start)
+                .map_err(ImageError::Server),
+            Self::Unpacked(_) | Self::Tree(_) => Ok(()),
+        }
+    }
 }
 
-impl Served {
-    /// Mounts what the server serves; see [`fuse::serve`] for the options.
-    fn mount(&self) -> Result<OwnedFd, MountError> {
-        // Closed at the end: once mounted, only the server may hold the device, so that its death is noticed.
-        let device = self.device.take();
-        let number = device.as_ref().map_or(-1, std::os::fd::AsRawFd::as_raw_fd);
-        let (fd, uid, gid) = (
-            number.to_string(),
-            self.ids.0.to_string(),
-            self.ids.1.to_string(),
-        );
+fn open_device() -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(rustix::fs::open("/dev/fuse", flags, Mode::empty())?)
+}
+
+impl Server {
+    /// Mounts what the server serves (see [`fuse::serve`] for the options) and hands it the device, which only it may hold, so that its death is
+    /// noticed.
+    fn mount(&self, device: OwnedFd) -> Result<OwnedFd, MountError> {
+        let fd = device.as_raw_fd().to_string();
+        let (uid, gid) = (self.ids.0.to_string(), self.ids.1.to_string());
         let options = [
             ("source", Some("cista")),
             ("fd", Some(&*fd)),
@@ -280,10 +310,8 @@ impl Served {
                 | MountAttrFlags::MOUNT_ATTR_NOSUID
                 | MountAttrFlags::MOUNT_ATTR_NODEV,
         )?;
-        if let Some(mounted) = self.mounted.take() {
-            // A server that is gone already is noticed at the first access.
-            let _ = rustix::io::write(&mounted, b"+");
-        }
+        // A server that is gone already is noticed at the first access.
+        let _ = handover::send(&self.socket, device.as_fd());
         Ok(mount)
     }
 }
@@ -326,7 +354,7 @@ fn unpack_to_cache(
         .map_err(failed(&trees))?;
     temporary::remove_leftovers(&trees);
     let building = temporary::path(&trees, OsStr::new(&key));
-    let unpacked = unpack::unpack(reader, &building, config.max_processors, &Cancel::new())
+    let unpacked = unpack::unpack(reader, &building, config.max_processors(), &Cancel::new())
         .map_err(|source| ImageError::Unpack {
             path: path.clone(),
             source,
@@ -349,16 +377,12 @@ fn unpack_to_cache(
     unpacked.map(|()| tree)
 }
 
-/// Makes sure that nobody else writes to a named container whose lock is held by no server.
-pub(super) fn check_unserved(lower: &Lower, root: &Root) -> Result<(), StartError> {
-    if let (Lower::Tree(_), Root::Container(container)) = (lower, root)
-        && matches!(container.content, Content::Image(_))
-        && running::is_written_to(root)
-    {
-        return Err(super::named::ContainerError::Busy {
+/// Makes sure that nobody else writes to a named container whose lock no server holds.
+pub(super) fn check_unserved(root: &Root) -> Result<(), ContainerError> {
+    match root {
+        Root::Container(container) if running::is_written_to(root) => Err(ContainerError::Busy {
             name: container.name.to_string_lossy().into_owned(),
-        }
-        .into());
+        }),
+        _ => Ok(()),
     }
-    Ok(())
 }

@@ -17,6 +17,7 @@ use rustix::mount::MountAttrFlags;
 
 use super::mounts::{self, MountError};
 use super::named;
+use super::seed::Seed;
 
 /// The scratch's directories.
 const LOWER: &str = "lower";
@@ -105,16 +106,16 @@ impl Scratch {
             .map_err(|error| target_error(name, error))
     }
 
+    fn open(&self, name: &str) -> Result<OwnedFd, MountError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.root, name, flags, Mode::empty())
+            .map_err(|error| target_error(name, error))
+    }
+
     /// Mounts something on a new directory of the scratch.
     fn hold(&self, name: &str, mount: &OwnedFd) -> Result<(), MountError> {
         self.make(name, 0o755)?;
-        let target = rustix::fs::openat(
-            &self.root,
-            name,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|error| target_error(name, error))?;
+        let target = self.open(name)?;
         mounts::attach(mount, target.as_fd()).map_err(|error| MountError::Attach {
             path: name.into(),
             source: error.into(),
@@ -123,7 +124,7 @@ impl Scratch {
 
     /// Makes an overlayfs above `lower` (a detached mount) and mounts it over `/`; returns its root.
     ///
-    /// `source` is what `mount` and `cista list` show as its source. With `user_xattrs` overlayfs marks its directories by `user.`
+    /// `seed` is put into an upper layer in memory before. `source` is what `mount` and `cista list` show as its source. With `user_xattrs` overlayfs marks its directories by `user.`
     /// attributes, as it must in a user namespace, which may not set `trusted.` ones.
     ///
     /// # Errors
@@ -133,6 +134,7 @@ impl Scratch {
         &self,
         lower: &OwnedFd,
         changes: Changes<'_>,
+        seed: Option<&Seed>,
         source: &OsStr,
     ) -> Result<OwnedFd, MountError> {
         self.hold(LOWER, lower)?;
@@ -161,6 +163,16 @@ impl Scratch {
         if !matches!(changes, Changes::Container(_)) {
             self.make(UPPER, 0o755)?;
             self.make(WORK, 0o755)?;
+            if let Some(seed) = seed {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let upper = rustix::fs::openat(&self.root, UPPER, flags, Mode::empty())
+                    .map_err(|error| target_error(UPPER, error))?;
+                seed.plant(upper.as_fd())
+                    .map_err(|source| MountError::Target {
+                        path: UPPER.into(),
+                        source,
+                    })?;
+            }
         }
         rustix::process::fchdir(&self.root).map_err(|error| target_error("/", error))?;
         let options = [

@@ -4,10 +4,11 @@
 //!
 //! - [`accounts`]: who the user is, outside and inside
 //! - [`identity_map`]: the user namespace
-//! - [`image`]: the lower layer, an image served by FUSE or a tree
-//! - [`layers`]: the root file system above it
+//! - [`view`]: files of an image, mounted or not; [`facts`]: what they say about how to run it;
+//!   the [`plan`] of what is done then
+//! - [`image`]: the lower layer, an image served by FUSE or a tree; [`handover`] of the device to the server
+//! - [`layers`]: the root file system above it, with its upper layer filled by a [`seed`]
 //! - [`rootfs`]: paths below that root, resolved as the container will
-//! - [`facts`]: what the image says about how to run it
 //! - [`fstab`], [`mounts`], [`devices`], [`home`]: what is put into the root
 //! - [`environment`], [`privileges`] with [`seccomp`], [`program`]: the state and the execution of the program
 //!
@@ -19,18 +20,22 @@ pub mod environment;
 pub mod export;
 pub mod facts;
 pub mod fstab;
+pub mod handover;
 pub mod home;
 pub mod identity_map;
 pub mod image;
 pub mod layers;
 pub mod mounts;
 pub mod named;
+pub mod plan;
 pub mod privileges;
 pub mod program;
 pub mod rootfs;
 pub mod running;
 pub mod seccomp;
+pub mod seed;
 pub mod start;
 pub mod temporary;
+pub mod view;
 
 pub use start::{Root, Spec, StartError, start};

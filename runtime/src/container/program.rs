@@ -29,9 +29,9 @@ pub enum ProgramError {
     BadArguments,
 }
 
-/// Becomes the program of a command line. Returns only when that failed.
+/// Becomes the program of a command line. Returns only when that failed. `absent` are paths that are known to lead nowhere.
 #[must_use]
-pub fn execute(line: &[OsString], environment: &Environment) -> ProgramError {
+pub fn execute(line: &[OsString], environment: &Environment, absent: &[OsString]) -> ProgramError {
     let arguments: Result<Vec<CString>, _> = line
         .iter()
         .map(|argument| CString::new(argument.as_bytes()))
@@ -40,11 +40,13 @@ pub fn execute(line: &[OsString], environment: &Environment) -> ProgramError {
         return ProgramError::BadArguments;
     };
     let strings = environment.strings();
-    let search = environment.get("PATH").unwrap_or(OsStr::new(DEFAULT_PATH));
 
     // The error of a candidate that exists is kept: a later directory may have the program, and if none has, it says more than "not found".
     let mut failure = None;
-    for candidate in candidates(program, search) {
+    for candidate in candidates(program, environment) {
+        if absent.contains(&candidate) {
+            continue;
+        }
         let Ok(path) = CString::new(candidate.as_bytes()) else {
             continue;
         };
@@ -80,8 +82,10 @@ pub fn execute(line: &[OsString], environment: &Environment) -> ProgramError {
     }
 }
 
-/// The paths at which a program is tried: itself where it has a slash, otherwise one in each directory of a search path.
-fn candidates(program: &OsStr, search: &OsStr) -> Vec<OsString> {
+/// The paths at which a program is tried: itself where it has a slash, otherwise one in each directory of the search path.
+#[must_use]
+pub fn candidates(program: &OsStr, environment: &Environment) -> Vec<OsString> {
+    let search = environment.get("PATH").unwrap_or(OsStr::new(DEFAULT_PATH));
     if program.is_empty() {
         return Vec::new();
     }
@@ -118,10 +122,9 @@ mod tests {
             ("/x/ls", "", &["/x/ls"]),
             ("", "/bin", &[]),
         ] {
-            assert_eq!(
-                candidates(OsStr::new(program), OsStr::new(search)),
-                expected
-            );
+            let mut environment = Environment::default();
+            environment.set("PATH", search);
+            assert_eq!(candidates(OsStr::new(program), &environment), expected);
         }
     }
 
@@ -134,7 +137,7 @@ mod tests {
         let mode = |bits| std::os::unix::fs::PermissionsExt::from_mode(bits);
         std::fs::set_permissions(path("script"), mode(0o755)).unwrap();
         let environment = Environment::default();
-        let run = |program: OsString| execute(&[program], &environment);
+        let run = |program: OsString| execute(&[program], &environment, &[]);
         assert!(matches!(run(path("none")), ProgramError::NotFound { .. }));
         assert!(matches!(
             run("no-such-program".into()),

@@ -16,7 +16,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// Symbolic links followed in one resolution before it is called a loop, as the kernel does (`MAXSYMLINKS`).
-const MAX_LINKS: usize = 40;
+pub(super) const MAX_LINKS: usize = 40;
 
 /// Resolutions that the kernel asks to be repeated (EAGAIN, when something was renamed meanwhile) before that becomes an error.
 const MAX_RETRIES: usize = 32;
@@ -108,6 +108,15 @@ impl Rootfs {
         let file = self.open(path, OFlags::PATH).ok()?;
         let status = rustix::fs::fstat(&file).ok()?;
         Some(FileType::from_raw_mode(status.st_mode))
+    }
+
+    /// Size of the regular file that a path leads to, in bytes; None where there is none.
+    #[must_use]
+    pub fn file_size(&self, path: &Path) -> Option<u64> {
+        let file = self.open(path, OFlags::PATH).ok()?;
+        let status = rustix::fs::fstat(&file).ok()?;
+        (FileType::from_raw_mode(status.st_mode) == FileType::RegularFile)
+            .then(|| u64::try_from(status.st_size).unwrap_or(0))
     }
 
     /// Whether a path leads to a file that its owner may execute.
@@ -251,7 +260,7 @@ impl Rootfs {
 }
 
 /// The components of a path, `.` and the root dropped, `..` kept.
-fn components(path: &Path) -> VecDeque<OsString> {
+pub(super) fn components(path: &Path) -> VecDeque<OsString> {
     path.components()
         .filter_map(|component| match component {
             Component::Normal(name) => Some(name.to_owned()),

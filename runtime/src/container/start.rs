@@ -4,30 +4,30 @@
 //! one thread until then. Nothing has to be cleaned up after a failure or a `kill -9`, at any step: mounts, tmpfs and server end with the namespaces.
 
 use std::convert::Infallible;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 
-use super::accounts::{self, Identity};
-use super::environment::DEFAULT_PATH;
-use super::facts::{self, Facts, FactsError};
+use super::accounts;
 use super::fstab::{CreateOption, Entry, Kind};
 use super::identity_map::{self, IdMap, UserNamespaceError};
 use super::image::{self, ImageError, Lower};
 use super::layers::{self, Changes, Scratch};
 use super::mounts::{self, MountError, Mounter};
 use super::named::{Container, ContainerError, Content};
+use super::plan::{self, HOST_FILES, Plan, PlanError};
 use super::privileges::{self, PrivilegeError};
 use super::program::{self, ProgramError};
 use super::rootfs::{Create, Rootfs};
+use super::seed::Seed;
+use super::view::View;
 use super::{devices, home, running};
 use crate::config::Config;
-use crate::sys::{self, namespace};
+use crate::sys;
 
 /// What is to be started, and how.
 #[derive(Clone, Debug)]
@@ -67,21 +67,18 @@ pub enum StartError {
     /// The working directory cannot be opened.
     #[error("cannot open the working directory")]
     WorkingDirectory(#[source] io::Error),
-    /// No user namespace.
+    /// No namespaces.
     #[error(transparent)]
     UserNamespace(#[from] UserNamespaceError),
-    /// No mount namespace.
-    #[error("cannot create a mount namespace")]
-    MountNamespace(#[source] io::Error),
     /// The scratch file system cannot be made.
     #[error("cannot prepare the root file system")]
     Scratch(#[source] MountError),
     /// The root file system cannot be put together.
     #[error("cannot make the root file system")]
     Root(#[source] MountError),
-    /// The image does not say how to run it.
+    /// What the image says is not understood.
     #[error(transparent)]
-    Facts(#[from] FactsError),
+    Plan(#[from] PlanError),
     /// A file that every container gets cannot be made.
     #[error("cannot make `{path}` in the container")]
     File {
@@ -117,9 +114,6 @@ pub enum StartError {
     #[error(transparent)]
     Program(#[from] ProgramError),
 }
-
-/// Longest `/etc/passwd`, `/etc/group` and `/etc/default/useradd` of an image that are read, in bytes.
-const MAX_ACCOUNTS: u64 = 16 << 20;
 
 /// Starts a container: becomes its program. Returns only an error. `tell` gets what `--verbose` shows, `warn` what everybody should see.
 ///
@@ -163,49 +157,61 @@ pub fn start(
         _ => None,
     };
 
+    // What the image says, read from the file where that tells all.
+    let early = match (&source, &spec.root) {
+        (image::Source::Image(image), Root::Image(_)) => {
+            Some(Plan::for_image(spec, image.reader(), &identity)?)
+        }
+        _ => None,
+    };
+
+    // The server of the image is started before the namespaces: outside of the mount namespace, which it would keep alive itself, and
+    // outside of the user namespace, where a container could get at it. It gets its device later.
+    let lower = image::prepare(source, config, (inner_uid, inner_gid), lock)?;
+
     // Everything we make has exactly the mode we say.
     let umask = rustix::process::umask(Mode::empty());
 
-    // The user namespace first: it gives the right to do all that follows.
+    // The namespaces, which give the right to do all that follows.
     identity_map::enter(map)?;
-
-    // The server of the image is started between the two namespaces: inside the user namespace, since /dev/fuse must be opened where it is mounted,
-    // and outside the mount namespace, which it would otherwise keep alive itself.
-    let lower = image::prepare(source, config, (inner_uid, inner_gid), lock, tell, warn)?;
-    if spec.writable {
-        image::check_unserved(&lower, &spec.root)?;
-    }
-    namespace::new_mount().map_err(|error| StartError::MountNamespace(error.into()))?;
 
     // The root file system.
     let scratch = Scratch::mount(config.scratch_size).map_err(StartError::Scratch)?;
-    let layout = assemble(spec, config, lower, &scratch, tell, warn)?;
+    let seed = early.as_ref().and_then(|plan| plan.seed.as_ref());
+    let layout = assemble(spec, config, &lower, &scratch, seed, tell, warn)?;
     let rootfs = Rootfs::new(layout.root);
 
-    let is_adapted = match &spec.root {
-        Root::Container(container) => container.is_adapted(),
-        Root::Image(_) => false,
+    // What the root says, before anything is put over its files.
+    let plan = match early {
+        Some(plan) => plan,
+        None => {
+            let is_adapted = match &spec.root {
+                Root::Container(container) => container.is_adapted(),
+                Root::Image(_) => false,
+            };
+            Plan::for_view(spec, View::Mounted(&rootfs), &identity, is_adapted)?
+        }
     };
 
-    // What the image says, before anything is put over its files.
-    let facts = facts::read(&rootfs, is_adapted, crate::config::host_variable)?;
-
     // What every container has, then what this one was asked to have.
-    let shell = write_accounts(&rootfs, &scratch, layout.keeps_files, &identity)?;
+    for file in &plan.files {
+        if !(layout.is_seeded && file.is_seeded) {
+            write_file(&rootfs, &scratch, layout.keeps_files, file)?;
+        }
+    }
     let mounter = Mounter {
         rootfs: &rootfs,
         host: host.as_fd(),
     };
     mount_usual(&mounter, &scratch)?;
-    for volume in &facts.volumes {
+    for volume in &plan.volumes {
         mount_volume(&rootfs, volume)?;
     }
-    let home_directory = PathBuf::from(OsString::from_vec(identity.user.home.clone()));
-    if accounts::is_home(&home_directory) {
-        home::make(&rootfs, &home_directory).map_err(|source| StartError::File {
-            path: home_directory.clone(),
-            source,
-        })?;
+    if !layout.is_seeded && home::is_possible(&plan.home) {
+        // A program that needs it will say so.
+        if let Err(error) = home::make(&rootfs, &plan.home) {
+            tell(&format!("cannot make `{}`: {error}", plan.home.display()));
+        }
     }
     for entry in &spec.mounts {
         match mounter.mount(entry) {
@@ -217,7 +223,7 @@ pub fn start(
             result => result?,
         }
     }
-    if let Some(directory) = &facts.working_directory {
+    if let Some(directory) = &plan.working_directory {
         // As enroot's command script does; where it cannot be made, entering it says so.
         let _ = rootfs.create(directory, Create::Directory);
     }
@@ -233,15 +239,15 @@ pub fn start(
         .map_err(StartError::ReadOnly)?;
     }
     switch_root(&rootfs, tell).map_err(|error| StartError::Switch(error.into()))?;
-    enter_directory(&facts, &home_directory)?;
+    enter_directory(&plan)?;
 
     // The program's state, as a bare program has it.
+    lower.reap()?;
     rustix::process::umask(umask);
     sys::sigpipe::restore();
-    let (line, environment) = command(spec, facts, &identity, &shell);
     sys::process::close_on_exec_above_stderr().map_err(StartError::CloseFiles)?;
     privileges::give_up(inner_uid == 0, matches!(map, IdMap::Single { .. }))?;
-    Err(program::execute(&line, &environment).into())
+    Err(program::execute(&plan.line, &plan.environment, &plan.absent).into())
 }
 
 /// The ids of the user namespace. Root that may map other users' ids maps them all; everybody else has the one.
@@ -265,6 +271,8 @@ fn id_map(uid: u32, gid: u32, remap_root: bool) -> IdMap {
 struct Layout {
     /// Its root, mounted over `/`.
     root: OwnedFd,
+    /// Whether its upper layer has the seed.
+    is_seeded: bool,
     /// Whether files can be written to it; otherwise they are bound over it.
     keeps_files: bool,
 }
@@ -273,131 +281,83 @@ struct Layout {
 fn assemble(
     spec: &Spec,
     config: &Config,
-    lower: Lower,
+    lower: &Lower,
     scratch: &Scratch,
+    seed: Option<&Seed>,
     tell: &dyn Fn(&str),
     warn: &dyn Fn(&str),
 ) -> Result<Layout, StartError> {
-    let container = match &spec.root {
-        Root::Container(container) => Some(container),
-        Root::Image(_) => None,
-    };
-    let changes = match container {
-        // A tree is all there is to it: written to where it is, as enroot does.
-        Some(Container {
-            content: Content::Tree(_),
-            ..
-        }) if spec.writable => {
-            let tree = lower.mount(tell)?;
-            return Ok(Layout {
-                root: layers::direct(tree).map_err(StartError::Root)?,
-                keeps_files: true,
-            });
-        }
-        Some(Container {
-            content: Content::Image(_),
-            directory,
-            ..
-        }) if spec.writable => Changes::Container(directory),
-        Some(Container {
-            content: Content::Image(_),
-            directory,
-            ..
-        }) => Changes::MemoryAbove(directory),
-        _ => Changes::Memory,
+    let direct = |tree| layers::direct(tree).map_err(StartError::Root);
+    let changes = match &spec.root {
+        Root::Image(_) => Changes::Memory,
+        Root::Container(container) => match &container.content {
+            // A tree is all there is to it: written to where it is, as enroot does.
+            Content::Tree(_) if spec.writable => {
+                return Ok(Layout {
+                    root: direct(lower.mount(config, tell, warn)?.mount)?,
+                    is_seeded: false,
+                    keeps_files: true,
+                });
+            }
+            Content::Tree(_) => Changes::Memory,
+            Content::Image(_) if spec.writable => Changes::Container(&container.directory),
+            Content::Image(_) => Changes::MemoryAbove(&container.directory),
+        },
     };
     let name = running::source_name(&spec.root);
-    let attempt = lower
-        .mount(tell)
-        .map_err(StartError::from)
-        .and_then(|mount| {
-            scratch
-                .overlay(&mount, changes, &name)
-                .map_err(StartError::Root)
-        });
+    let attempt = lower.mount(config, tell, warn).and_then(|lower| {
+        if matches!(changes, Changes::Container(_)) && !lower.is_served {
+            image::check_unserved(&spec.root)?;
+        }
+        scratch
+            .overlay(&lower.mount, changes, seed, &name)
+            .map_err(StartError::Root)
+    });
     match attempt {
         Ok(root) => Ok(Layout {
             root,
+            is_seeded: seed.is_some(),
             keeps_files: spec.writable,
         }),
         // Without an overlay, an unpacked tree can still be the root where nothing has to be kept.
-        Err(error) if changes == Changes::Memory && !spec.writable => {
-            let tree = lower.unpacked(config, error, tell, warn)?;
-            Ok(Layout {
-                root: layers::direct(tree).map_err(StartError::Root)?,
-                keeps_files: false,
-            })
-        }
+        Err(error) if changes == Changes::Memory && !spec.writable => Ok(Layout {
+            root: direct(lower.unpacked(config, error, tell, warn)?)?,
+            is_seeded: false,
+            keeps_files: false,
+        }),
         Err(error) => Err(error),
     }
 }
 
-/// Writes the container's `/etc/passwd` and `/etc/group`; returns the user's shell.
-fn write_accounts(
+/// Writes a file into the root, or binds it over that of a root that keeps nothing.
+fn write_file(
     rootfs: &Rootfs,
     scratch: &Scratch,
     keeps_files: bool,
-    identity: &Identity,
-) -> Result<Vec<u8>, StartError> {
-    let read = |path: &str| {
-        rootfs
-            .read(Path::new(path), MAX_ACCOUNTS)
-            .map(Option::unwrap_or_default)
-            .map_err(|source| StartError::File {
-                path: path.into(),
-                source,
-            })
+    file: &plan::File,
+) -> Result<(), StartError> {
+    let path = Path::new(file.path);
+    let failed = |source| StartError::File {
+        path: path.to_owned(),
+        source,
     };
-    let is_executable = |shell: &[u8]| rootfs.is_executable(Path::new(OsStr::from_bytes(shell)));
-    let mut shell = identity.user.shell.clone();
-    if !shell.starts_with(b"/") || !is_executable(&shell) {
-        let useradd = read("/etc/default/useradd")?;
-        shell = accounts::choose_shell(&shell, Some(&useradd), is_executable);
+    if keeps_files {
+        return rootfs.write(path, &file.content).map_err(failed);
     }
-    let debian = rootfs.file_type(Path::new("/etc/debian_version")).is_some();
-    let old_passwd = read("/etc/passwd")?;
-    let old_group = read("/etc/group")?;
-    for (path, old, new) in [
-        (
-            "/etc/passwd",
-            &old_passwd,
-            accounts::passwd(identity, &shell, &old_passwd, debian),
-        ),
-        (
-            "/etc/group",
-            &old_group,
-            accounts::group(identity, &old_group, debian),
-        ),
-    ] {
-        if *old == new {
-            continue;
-        }
-        let path = Path::new(path);
-        let failed = |source| StartError::File {
+    let name = Path::new(layers::FILES).join(path.file_name().unwrap_or_default());
+    write_at(scratch.root(), &name, &file.content).map_err(failed)?;
+    let target = rootfs.create(path, Create::MountFile).map_err(failed)?;
+    let mount = scratch.part(&name)?;
+    let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    sys::mount::set_attributes(&mount, read_only, MountAttrFlags::empty(), false)
+        .map_err(failed)?;
+    mounts::attach(mount, &target).map_err(|error| {
+        MountError::Attach {
             path: path.to_owned(),
-            source,
-        };
-        if keeps_files {
-            rootfs.write(path, &new).map_err(failed)?;
-        } else {
-            let name = Path::new(layers::FILES).join(path.file_name().unwrap_or_default());
-            write_at(scratch.root(), &name, &new).map_err(failed)?;
-            let target = rootfs.create(path, Create::File).map_err(failed)?;
-            let mount = scratch.part(&name)?;
-            sys::mount::set_attributes(
-                &mount,
-                MountAttrFlags::MOUNT_ATTR_RDONLY,
-                MountAttrFlags::empty(),
-                false,
-            )
-            .map_err(failed)?;
-            mounts::attach(mount, &target).map_err(|error| MountError::Attach {
-                path: path.to_owned(),
-                source: error.into(),
-            })?;
+            source: error.into(),
         }
-    }
-    Ok(shell)
+        .into()
+    })
 }
 
 fn write_at(directory: &OwnedFd, name: &Path, content: &[u8]) -> io::Result<()> {
@@ -453,13 +413,7 @@ fn mount_usual(mounter: &Mounter<'_>, scratch: &Scratch) -> Result<(), MountErro
         }
     }
 
-    for path in [
-        "/etc/hosts",
-        "/etc/hostname",
-        "/etc/resolv.conf",
-        "/etc/localtime",
-        "/etc/machine-id",
-    ] {
+    for path in HOST_FILES {
         match mounter.mount(&entry(path, CreateOption::File, false, read_only)) {
             // A host need not have them.
             Err(MountError::Source { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
@@ -505,44 +459,18 @@ fn switch_root(rootfs: &Rootfs, tell: &dyn Fn(&str)) -> rustix::io::Result<()> {
     }
 }
 
-fn enter_directory(facts: &Facts, home_directory: &Path) -> Result<(), StartError> {
+fn enter_directory(plan: &Plan) -> Result<(), StartError> {
     let enter = |path: &Path| {
         rustix::process::chdir(path).map_err(|error| StartError::Directory {
             path: path.to_owned(),
             source: error.into(),
         })
     };
-    match &facts.working_directory {
+    match &plan.working_directory {
         Some(directory) => enter(directory),
         // Without a record of it, the user's home, as a login does.
-        None => enter(home_directory).or_else(|_| enter(Path::new("/"))),
+        None => enter(&plan.home).or_else(|_| enter(Path::new("/"))),
     }
-}
-
-/// The command line and the environment of the program.
-fn command(
-    spec: &Spec,
-    facts: Facts,
-    identity: &Identity,
-    shell: &[u8],
-) -> (Vec<OsString>, super::environment::Environment) {
-    let text = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
-    let mut environment = facts.environment;
-    if let Some(terminal) = crate::config::host_variable(OsStr::new("TERM")) {
-        environment.set("TERM", terminal);
-    }
-    for (name, value) in &spec.environment {
-        environment.set(name, value);
-    }
-    environment.set_default("HOME", text(&identity.user.home));
-    environment.set_default("USER", text(&identity.user.name));
-    environment.set_default("LOGNAME", text(&identity.user.name));
-    environment.set_default("SHELL", text(shell));
-    environment.set_default("PATH", DEFAULT_PATH);
-    let line = facts
-        .start
-        .command_line(&spec.command, OsStr::from_bytes(shell));
-    (line, environment)
 }
 
 /// An error and its causes on one line.

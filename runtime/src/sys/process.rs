@@ -15,7 +15,7 @@ pub struct Helper {
     pid: libc::pid_t,
 }
 
-/// The exit status of a child whose closure panicked.
+/// The exit status of a child whose closure panicked; what is less may be an error number of fork(2).
 const PANICKED: i32 = 101;
 
 /// Starts `work` in a child process that sends no signal when it ends. Its exit status is what `work` returns.
@@ -68,10 +68,25 @@ impl Helper {
             libc::WEXITSTATUS(status)
         })
     }
+
+    /// Waits for the helper of [`spawn_detached`].
+    ///
+    /// # Errors
+    ///
+    /// Why it could not start the process.
+    pub fn wait_for_start(self) -> io::Result<()> {
+        match self.wait()? {
+            0 => Ok(()),
+            status if status < PANICKED => Err(io::Error::from_raw_os_error(status)),
+            status => Err(io::Error::other(format!(
+                "the process that starts it ended with status {status}"
+            ))),
+        }
+    }
 }
 
 /// Starts `service` in a process of its own session that is no child of the caller: it is reparented to init or to the
-/// nearest subreaper at once. Returns when it has been started.
+/// nearest subreaper. The helper that is returned starts it, and must be waited for with [`Helper::wait_for_start`].
 ///
 /// In the new process every signal that can be blocked is blocked (it ends by its own work, not by the job's signals),
 /// standard input, output and error are `/dev/null`, the working directory is `/`, and of all other files only `keep`
@@ -82,8 +97,8 @@ impl Helper {
 /// # Errors
 ///
 /// EAGAIN or ENOMEM where no process can be made.
-pub fn spawn_detached(name: &CStr, keep: &[RawFd], service: impl FnOnce()) -> io::Result<()> {
-    let parent = spawn_helper(|| {
+pub fn spawn_detached(name: &CStr, keep: &[RawFd], service: impl FnOnce()) -> io::Result<Helper> {
+    spawn_helper(|| {
         // SAFETY: takes no argument. It fails for the leader of a process group only, which a new child is not.
         unsafe { libc::setsid() };
         // SAFETY: this process has one thread, so no lock is held by another; fork keeps the C library's view of the
@@ -99,14 +114,7 @@ pub fn spawn_detached(name: &CStr, keep: &[RawFd], service: impl FnOnce()) -> io
             }
             _ => 0,
         }
-    })?;
-    match parent.wait()? {
-        0 => Ok(()),
-        status if status < 128 && status != PANICKED => Err(io::Error::from_raw_os_error(status)),
-        status => Err(io::Error::other(format!(
-            "the process that starts it ended with status {status}"
-        ))),
-    }
+    })
 }
 
 /// What [`spawn_detached`] promises of its process.

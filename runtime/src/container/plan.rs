@@ -1,0 +1,207 @@
+//! What a start will do inside a root file system, worked out from what the image says.
+//!
+//! For an image without a container's changes this happens before anything is mounted, through the image's reader, and includes the [`Seed`] of
+//! its upper layer. Otherwise it happens in the mounted root.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use cista_images::squashfs::reader::Reader;
+
+use super::accounts::{self, Identity};
+use super::environment::{DEFAULT_PATH, Environment};
+use super::facts::{self, Facts, FactsError};
+use super::home;
+use super::program;
+use super::seed::Seed;
+use super::start::Spec;
+use super::view::{self, View};
+use crate::config::host_variable;
+
+/// Longest `/etc/passwd`, `/etc/group` and `/etc/default/useradd` of an image that are read, in bytes.
+const MAX_ACCOUNTS: u64 = 16 << 20;
+
+/// Files of the host that every container sees, read-only, where the host has them.
+pub const HOST_FILES: [&str; 5] = [
+    "/etc/hosts",
+    "/etc/hostname",
+    "/etc/resolv.conf",
+    "/etc/localtime",
+    "/etc/machine-id",
+];
+
+/// Directories that every container has something mounted on.
+const MOUNT_DIRECTORIES: [&str; 6] = ["/proc", "/sys", "/dev", "/tmp", "/var/run", "/var/lock"];
+
+/// What is done inside a root file system.
+#[derive(Debug)]
+pub struct Plan {
+    /// The command line.
+    pub line: Vec<OsString>,
+    /// The program's environment.
+    pub environment: Environment,
+    /// Where it starts; None for the home directory.
+    pub working_directory: Option<PathBuf>,
+    /// Directories that stay writable when the root is not.
+    pub volumes: Vec<PathBuf>,
+    /// The user's home directory.
+    pub home: PathBuf,
+    /// Files that are written.
+    pub files: Vec<File>,
+    /// The upper layer's first content; None where the root is mounted already.
+    pub seed: Option<Seed>,
+    /// Paths of programs that are known to lead nowhere.
+    pub absent: Vec<OsString>,
+}
+
+/// A file that is written.
+#[derive(Debug)]
+pub struct File {
+    /// Path in the container.
+    pub path: &'static str,
+    /// Its content.
+    pub content: Vec<u8>,
+    /// Whether it is in the seed.
+    pub is_seeded: bool,
+}
+
+impl File {
+    /// A file with a content; None where it has that already.
+    fn changed(path: &'static str, old: &[u8], content: Vec<u8>) -> Option<Self> {
+        (old != content).then_some(Self {
+            path,
+            content,
+            is_seeded: false,
+        })
+    }
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The image does not say how to run it.
+    #[error(transparent)]
+    Facts(#[from] FactsError),
+    /// A file of the image cannot be read.
+    #[error("cannot read `{path}` of the image")]
+    Read {
+        /// Path in the image.
+        path: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl Plan {
+    /// Plans for an image that nothing has changed, before it is mounted.
+    ///
+    /// # Errors
+    ///
+    /// A file of the image that cannot be read or understood.
+    pub fn for_image(spec: &Spec, reader: &Reader, identity: &Identity) -> Result<Self, PlanError> {
+        let mut plan = Self::for_view(spec, View::Image(reader), identity, false)?;
+        let mut seed = Seed::default();
+        // What finds no place is left to the mounted root, where the error is told if there is one.
+        for path in MOUNT_DIRECTORIES {
+            let _ = seed.mount_directory(reader, Path::new(path));
+        }
+        for path in HOST_FILES {
+            if Path::new(path).exists() {
+                let _ = seed.file(reader, Path::new(path), Vec::new());
+            }
+        }
+        for file in &mut plan.files {
+            let added = seed.file(reader, Path::new(file.path), file.content.clone());
+            file.is_seeded = matches!(added, Ok(true));
+        }
+        if home::is_possible(&plan.home) {
+            let _ = seed.home(reader, &plan.home, Path::new(home::SKELETON));
+        }
+        plan.absent = absent(spec, &plan, reader, &seed);
+        plan.seed = Some(seed);
+        Ok(plan)
+    }
+
+    /// Plans for a root file system; `adapted` where its command script or environment is not the image's own any more.
+    ///
+    /// # Errors
+    ///
+    /// A file of the image that cannot be read or understood.
+    pub fn for_view(
+        spec: &Spec,
+        view: View<'_>,
+        identity: &Identity,
+        adapted: bool,
+    ) -> Result<Self, PlanError> {
+        let facts = facts::read(view, adapted, host_variable)?;
+        let read = |path| {
+            view.read(Path::new(path), MAX_ACCOUNTS)
+                .map(Option::unwrap_or_default)
+                .map_err(|source| PlanError::Read { path, source })
+        };
+        let is_executable = |shell: &[u8]| view.is_executable(Path::new(OsStr::from_bytes(shell)));
+        let mut shell = identity.user.shell.clone();
+        if !shell.starts_with(b"/") || !is_executable(&shell) {
+            let useradd = read("/etc/default/useradd")?;
+            shell = accounts::default_shell(&useradd);
+        }
+        let debian = view.file_type(Path::new("/etc/debian_version")).is_some();
+        let old_passwd = read("/etc/passwd")?;
+        let new_passwd = accounts::passwd(identity, &shell, &old_passwd, debian);
+        let old_group = read("/etc/group")?;
+        let new_group = accounts::group(identity, &old_group, debian);
+        let files = [
+            File::changed("/etc/passwd", &old_passwd, new_passwd),
+            File::changed("/etc/group", &old_group, new_group),
+        ];
+        let environment = environment(spec, &facts, identity, &shell);
+        Ok(Self {
+            line: facts
+                .start
+                .command_line(&spec.command, OsStr::from_bytes(&shell)),
+            environment,
+            working_directory: facts.working_directory,
+            volumes: facts.volumes,
+            home: PathBuf::from(OsString::from_vec(identity.user.home.clone())),
+            files: files.into_iter().flatten().collect(),
+            seed: None,
+            absent: Vec::new(),
+        })
+    }
+}
+
+/// The image's variables, what is asked for, and what a login sets where it is still missing.
+fn environment(spec: &Spec, facts: &Facts, identity: &Identity, shell: &[u8]) -> Environment {
+    let text = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+    let mut environment = facts.environment.clone();
+    if let Some(terminal) = host_variable(OsStr::new("TERM")) {
+        environment.set("TERM", terminal);
+    }
+    for (name, value) in &spec.environment {
+        environment.set(name, value);
+    }
+    environment.set_default("HOME", text(&identity.user.home));
+    environment.set_default("USER", text(&identity.user.name));
+    environment.set_default("LOGNAME", text(&identity.user.name));
+    environment.set_default("SHELL", text(shell));
+    environment.set_default("PATH", DEFAULT_PATH);
+    environment
+}
+
+/// The places of the search path at which an image certainly has no such program: asking a mounted image for them takes its time.
+fn absent(spec: &Spec, plan: &Plan, reader: &Reader, seed: &Seed) -> Vec<OsString> {
+    // Something mounted may be anywhere.
+    let Some(program) = plan.line.first().filter(|_| spec.mounts.is_empty()) else {
+        return Vec::new();
+    };
+    program::candidates(program, &plan.environment)
+        .into_iter()
+        .filter(|candidate| {
+            Path::new(candidate).is_absolute()
+                && view::resolve(reader, Path::new(candidate))
+                    .is_ok_and(|found| found.inode.is_none() && !seed.covers(&found.path))
+        })
+        .collect()
+}
