@@ -14,7 +14,7 @@ use cista_images::squashfs::reader::Reader;
 use cista_images::squashfs::writer::{Options, Writer};
 
 enum Opened {
-    Image(Reader),
+    Image(Box<Reader>),
     Directory(PathBuf),
 }
 
@@ -55,5 +55,5 @@ fn open(path: &Path) -> Result<Opened, Box<dyn Error>> {
     if path.is_dir() {
         return Ok(Opened::Directory(path.to_owned()));
     }
-    Ok(Opened::Image(Reader::open(File::open(path)?, 0)?))
+    Ok(Opened::Image(Box::new(Reader::open(File::open(path)?, 0)?)))
 }
