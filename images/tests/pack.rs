@@ -8,6 +8,8 @@
     reason = "tests fail by panicking, and name what they skip"
 )]
 
+mod xattrs;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
@@ -89,27 +91,11 @@ fn listing(root: &Path) -> Listing {
             mtime: status.mtime(),
             content,
             same_as,
-            xattrs: xattrs(&path),
+            xattrs: xattrs::of(&path),
         };
         found.insert(name, shown);
     }
     found
-}
-
-fn xattrs(path: &Path) -> Xattrs {
-    let mut names = vec![0; 64 << 10];
-    let size = rustix::fs::llistxattr(path, names.as_mut_slice()).unwrap();
-    let mut xattrs = Xattrs::new();
-    for name in names[..size]
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-    {
-        let mut value = vec![0; 64 << 10];
-        let size = rustix::fs::lgetxattr(path, name, value.as_mut_slice()).unwrap();
-        value.truncate(size);
-        xattrs.insert(name.into(), value.into());
-    }
-    xattrs
 }
 
 /// Panics unless two listings are equal, except that `found` may have hard links that `expected` has not.

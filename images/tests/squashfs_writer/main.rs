@@ -7,6 +7,8 @@
 
 mod model;
 mod oracles;
+#[path = "../xattrs/mod.rs"]
+mod xattrs;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

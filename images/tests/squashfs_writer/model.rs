@@ -242,7 +242,7 @@ fn compare_entry(
         }
     }
     if depth.xattrs {
-        assert_eq!(xattrs(&full), entry.xattrs, "xattrs of {shown}");
+        assert_eq!(crate::xattrs::of(&full), entry.xattrs, "xattrs of {shown}");
     }
 }
 
@@ -307,20 +307,4 @@ pub(crate) fn expected(content: &Content, start: u64, end: u64) -> Vec<u8> {
         }
     }
     bytes
-}
-
-fn xattrs(path: &Path) -> Xattrs {
-    let mut names = vec![0; 64 << 10];
-    let size = rustix::fs::llistxattr(path, names.as_mut_slice()).unwrap();
-    let mut xattrs = Xattrs::new();
-    for name in names[..size]
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-    {
-        let mut value = vec![0; 64 << 10];
-        let size = rustix::fs::lgetxattr(path, name, value.as_mut_slice()).unwrap();
-        value.truncate(size);
-        xattrs.insert(name.into(), value.into());
-    }
-    xattrs
 }

@@ -244,10 +244,14 @@ impl Pipeline {
             free,
             compressors,
             appender,
-            abort: _,
+            abort,
         } = self;
         drop((jobs, orders));
         let appended = join(appender);
+        if appended.is_err() {
+            // Nobody waits for what is still to be compressed.
+            abort.store(true, Ordering::Relaxed);
+        }
         drop(free);
         for compressor in compressors {
             join(compressor);
