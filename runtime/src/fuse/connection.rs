@@ -57,6 +57,8 @@ impl Connection {
     ) -> Result<Option<Request<'a>>, Errno> {
         let length = loop {
             match rustix::io::read(&self.device, &mut buffer.0[..]) {
+                // A device that was taken away.
+                Ok(0) => return Ok(None),
                 Ok(length) => break length,
                 // A signal; or the process that asked was killed before its request was read.
                 Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => {}
