@@ -257,6 +257,10 @@ fn import_layers(
         let marked = image.layers[index].diff_id.is_some();
         let mut archive = Archive::new(stream);
         merge.add_layer(index, &mut archive, &mut writer)?;
+        // A config says what the layer must be, and may mean an empty one; without a config, nothing is a mistake.
+        if archive.is_empty() && !marked {
+            return Err(TarError::Empty.into());
+        }
         if archive.is_unmarked() && !marked {
             task.progress.event(Event::Warning(
                 "the tar stream has no end marker: it may have been cut".to_owned(),

@@ -67,6 +67,9 @@ pub enum TarError {
     /// The stream cannot be read; decoding errors come through here too.
     #[error("{0}")]
     Read(#[from] io::Error),
+    /// There is no stream at all, where one was asked for.
+    #[error("there is nothing to read: not even the end of a tar archive")]
+    Empty,
     /// The stream ends within an entry.
     #[error("the tar stream ends within an entry, after {offset} bytes")]
     Truncated {
@@ -191,6 +194,12 @@ impl<R: BufRead> Archive<R> {
     #[must_use]
     pub fn is_unmarked(&self) -> bool {
         self.unmarked
+    }
+
+    /// Whether nothing at all was read of the stream, which makes it an archive only by courtesy.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.offset == 0
     }
 
     /// The stream, wherever it stands.
@@ -1175,6 +1184,7 @@ mod tests {
             }
             assert!(archive.next_entry().unwrap().is_none());
             assert_eq!(archive.is_unmarked(), unmarked);
+            assert_eq!(archive.is_empty(), stream.is_empty());
         }
         assert!(matches!(
             list(&[file.clone(), zero, file].concat()),

@@ -1,5 +1,7 @@
 //! The top-down merge against a naive bottom-up model, over random stacks of layers, and case by case.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod oracle;
 
 use std::collections::BTreeMap;
@@ -298,7 +300,13 @@ fn show(found: &BTreeMap<Path, Found>) -> Vec<String> {
 
 #[test]
 fn stacks_by_hand() {
-    let cases: &[(&str, &[&[&'static str]], &[&str])] = &[
+    /// What it is about, the layers from the lowest up, and what they make.
+    type Case = (
+        &'static str,
+        &'static [&'static [&'static str]],
+        &'static [&'static str],
+    );
+    let cases: &[Case] = &[
         (
             "a higher layer replaces and deletes",
             &[
@@ -399,7 +407,13 @@ fn stacks_by_hand() {
 
 #[test]
 fn refused_stacks() {
-    let cases: &[(&str, &[&[&'static str]], fn(&MergeError) -> bool)] = &[
+    /// What it is about, the layers from the lowest up, and the error that they make.
+    type Case = (
+        &'static str,
+        &'static [&'static [&'static str]],
+        fn(&MergeError) -> bool,
+    );
+    let cases: &[Case] = &[
         ("a file as parent", &[&["f a 1", "f a/b 2"]], |error| {
             matches!(error, MergeError::Parent { .. })
         }),

@@ -242,7 +242,7 @@ impl Layer {
 /// Stacks a layer over what the layers below it have become.
 fn stack(below: &BTreeMap<Path, Node>, layer: &Layer) -> BTreeMap<Path, Node> {
     let hidden = |path: &Path| {
-        (1..=path.len()).any(|length| layer.whiteouts.contains(&path[..length].to_vec()))
+        (1..=path.len()).any(|length| layer.whiteouts.contains(&path[..length]))
             || (0..path.len()).any(|length| {
                 let ancestor = path[..length].to_vec();
                 layer.opaque.contains(&ancestor)
