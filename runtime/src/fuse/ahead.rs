@@ -17,7 +17,11 @@ use crate::sys;
 /// Jobs that may wait; more are dropped, the oldest first.
 const QUEUE: usize = 64;
 /// Without any READ for so long, the cache is given back.
-const IDLE: Duration = Duration::from_secs(10);
+const IDLE: Duration = if cfg!(test) {
+    Duration::from_millis(100)
+} else {
+    Duration::from_secs(10)
+};
 
 /// An extent to decode into the cache.
 pub(super) struct Job {
@@ -127,21 +131,133 @@ impl Ahead {
             }
             let uses = self.uses.load(Ordering::Relaxed);
             state.waiting += 1;
+            let mut idle = false;
             state = if state.unwatched {
-                self.wake
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner)
+                let waited = self.wake.wait(state);
+                waited.unwrap_or_else(PoisonError::into_inner)
             } else {
                 let waited = self.wake.wait_timeout(state, IDLE);
-                let (mut state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-                if timeout.timed_out() && uses == self.uses.load(Ordering::Relaxed) {
-                    state.unwatched = true;
-                    reader.shrink_cache(0);
-                    sys::heap::give_back();
-                }
+                let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+                idle = timeout.timed_out() && uses == self.uses.load(Ordering::Relaxed);
                 state
             };
             state.waiting -= 1;
+            if idle {
+                state.unwatched = true;
+                // It takes a while, and somebody may come.
+                drop(state);
+                reader.shrink_cache(0);
+                sys::heap::give_back();
+                state = self.lock();
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use cista_images::cancel::Cancel;
+    use cista_images::squashfs::reader::Extent;
+    use cista_images::squashfs::writer::{Options, Writer};
+    use cista_images::tree::{Inode, Kind, Metadata, Tree};
+
+    use super::super::content::OpenFiles;
+    use super::*;
+
+    /// A file of eight blocks.
+    fn image() -> Reader {
+        let block_size = 4096;
+        let options = Options {
+            block_size,
+            ..Options::default()
+        };
+        let mut writer =
+            Writer::new(tempfile::tempfile().unwrap(), options, Cancel::new()).unwrap();
+        let bytes: Vec<u8> = (0..8 * block_size).map(|n| (n / 100) as u8).collect();
+        let metadata = Metadata {
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: 0,
+            xattrs: None,
+        };
+        let mut tree = Tree::new(metadata.clone());
+        let kind = Kind::File(writer.add_file(&bytes).unwrap());
+        let id = tree.add(Inode { metadata, kind }).unwrap();
+        tree.link(Tree::ROOT, b"file", id);
+        let file = writer.finish(&tree).unwrap().file;
+        Reader::open(file, 0).unwrap().with_cache(1 << 20)
+    }
+
+    fn eventually(what: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !what() {
+            assert!(start.elapsed() < Duration::from_secs(30));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn decodes_what_the_kernel_has_not_got_and_gives_it_back_when_idle() {
+        let reader = image();
+        let inode = reader.walk(b"file").unwrap().unwrap();
+        let file = OpenFiles::default().open(5, &reader, || Ok(inode)).unwrap();
+        let is_cached = |number| match reader.extent(&file.map, number).unwrap() {
+            Extent::Block(block) => reader.is_cached(&block),
+            extent => panic!("{extent:?} is no block"),
+        };
+        let job = |number| Job {
+            file: Arc::clone(&file),
+            number,
+        };
+        assert!(file.hand_out(2, 4096, 4096));
+        assert_eq!(file.wanted(&reader, 0, 4).collect::<Vec<_>>(), [0, 1, 3]);
+        let ahead = Ahead::new(1);
+        std::thread::scope(|scope| {
+            assert!(ahead.add([job(1), job(2), job(3)]));
+            scope.spawn(|| ahead.help(&reader));
+            eventually(|| is_cached(1) && is_cached(3));
+            assert!(!is_cached(2));
+            // Twice: the helper must begin to watch again after it has slept for good.
+            for number in [4, 5] {
+                eventually(|| reader.cached_bytes() == 0);
+                assert!(!ahead.add([job(number)]));
+                eventually(|| is_cached(number));
+            }
+            eventually(|| reader.cached_bytes() == 0);
+            // What others decode is watched as well, though it gives the helper nothing to do.
+            let Extent::Block(block) = reader.extent(&file.map, 6).unwrap() else {
+                panic!("no block");
+            };
+            drop(reader.cached(&block).unwrap());
+            ahead.used();
+            assert!(!ahead.add([]));
+            eventually(|| reader.cached_bytes() == 0);
+            ahead.close();
+        });
+    }
+
+    #[test]
+    fn a_block_read_in_parts_counts_as_handed_out_once_it_is_whole() {
+        let reader = image();
+        let inode = reader.walk(b"file").unwrap().unwrap();
+        let file = OpenFiles::default().open(5, &reader, || Ok(inode)).unwrap();
+        assert!(!file.hand_out(0, 1000, 4096));
+        assert!(!file.is_handed_out(0));
+        assert!(file.hand_out(0, 3096, 4096));
+        assert!(file.is_handed_out(0));
+        // Asked for again: the kernel has dropped it.
+        assert!(!file.hand_out(0, 96, 4096));
+        assert!(!file.is_handed_out(0));
+        assert_eq!(
+            [
+                file.streak(&(0..10)),
+                file.streak(&(10..20)),
+                file.streak(&(30..40))
+            ],
+            [1, 2, 0]
+        );
     }
 }
