@@ -461,6 +461,23 @@ fn more_than_64_ki_entries_and_4_gib() {
 }
 
 #[test]
+fn an_image_cannot_steer_the_overlay_above_it() {
+    let Some((_scratch, source, image)) = scratch() else {
+        return;
+    };
+    let directory = source.join("directory");
+    fs::create_dir_all(&directory).unwrap();
+    for name in ["user.overlay.opaque", "user.overlayed"] {
+        rustix::fs::setxattr(&directory, name, b"y", rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    mksquashfs(&source, &image, &[]);
+    let reader = open(&image);
+    let inode = reader.walk(b"directory").unwrap().unwrap();
+    let names: Vec<_> = reader.xattrs(&inode).unwrap().into_keys().collect();
+    assert_eq!(names, [Box::from(&b"user.overlayed"[..])]);
+}
+
+#[test]
 fn an_image_may_begin_anywhere_in_its_file() {
     let Some((scratch, source, image)) = scratch() else {
         return;

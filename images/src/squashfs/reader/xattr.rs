@@ -11,6 +11,8 @@ use crate::squashfs::format::{
 };
 use crate::tree::Xattrs;
 
+/// What the names of overlayfs' own attributes begin with (kernel: `fs/overlayfs/overlayfs.h`), without and with `userxattr`.
+const OVERLAY_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 /// Longest name with its prefix: `XATTR_NAME_MAX` of the kernel.
 const MAX_NAME: usize = 255;
 /// Longest value: `XATTR_SIZE_MAX` of the kernel.
@@ -35,7 +37,8 @@ impl Reader {
     }
 
     /// The extended attributes of an inode: full names and values. Attributes in namespaces that squashfs does not know
-    /// are left out, as the kernel does.
+    /// are left out, as the kernel does, and so are those by which overlayfs marks its layers: an image is a lower layer for us,
+    /// and it must not tell the overlay above it what to hide, nor where to look instead.
     pub fn xattrs(&self, inode: &Inode) -> Result<Xattrs, ReadError> {
         let mut found = Xattrs::new();
         let (Some(index), Some(table)) = (inode.xattr, self.xattrs) else {
@@ -84,7 +87,10 @@ impl Reader {
             if names > MAX_NAMES || values > MAX_VALUES {
                 return Err(corrupt("an inode has too many attributes"));
             }
-            if prefix.is_some() {
+            let overlay = OVERLAY_PREFIXES
+                .iter()
+                .any(|prefix| name.starts_with(prefix));
+            if prefix.is_some() && !overlay {
                 found.insert(name.into(), value.into());
             }
         }
