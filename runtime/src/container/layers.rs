@@ -19,6 +19,9 @@ use super::mounts::{self, MountError};
 use super::named;
 use super::seed::Seed;
 
+/// Where the scratch is mounted.
+const PLACE: &str = "/sys";
+
 /// The scratch's directories.
 const LOWER: &str = "lower";
 const CONTAINER: &str = "container";
@@ -53,7 +56,7 @@ pub enum Changes<'a> {
 }
 
 impl Scratch {
-    /// Makes the scratch, `size` bytes at most (None for the kernel's default, half of the memory), and mounts it over `/`.
+    /// Makes the scratch, `size` bytes at most (None for the kernel's default, half of the memory), and mounts it over the host's `/sys`.
     ///
     /// # Errors
     ///
@@ -69,7 +72,7 @@ impl Scratch {
             options,
             MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
         )?;
-        attach_over_root(&root)?;
+        attach_over_sys(&root)?;
         let scratch = Self { root };
         for (name, mode) in [
             (TMP, 0o1777),
@@ -122,7 +125,7 @@ impl Scratch {
         })
     }
 
-    /// Makes an overlayfs above `lower` (a detached mount) and mounts it over `/`; returns its root.
+    /// Makes an overlayfs above `lower` (a detached mount) and mounts it over the scratch; returns its root.
     ///
     /// `seed` is put into an upper layer in memory before. `source` is what `mount` and `cista list` show as its source. With `user_xattrs` overlayfs marks its directories by `user.`
     /// attributes, as it must in a user namespace, which may not set `trusted.` ones.
@@ -184,12 +187,12 @@ impl Scratch {
         ]
         .map(|(name, value)| (OsStr::new(name), value));
         let root = mounts::filesystem("overlay", options, root_flags())?;
-        attach_over_root(&root)?;
+        attach_over_sys(&root)?;
         Ok(root)
     }
 }
 
-/// Mounts a tree (a detached mount) as it is over `/`.
+/// Mounts a tree (a detached mount) as it is over the scratch.
 ///
 /// # Errors
 ///
@@ -200,7 +203,7 @@ pub fn direct(tree: OwnedFd) -> Result<OwnedFd, MountError> {
             path: "/".into(),
             source,
         })?;
-    attach_over_root(&tree)?;
+    attach_over_sys(&tree)?;
     Ok(tree)
 }
 
@@ -209,15 +212,12 @@ fn root_flags() -> MountAttrFlags {
     MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV
 }
 
-fn attach_over_root(mount: &OwnedFd) -> Result<(), MountError> {
-    let root = rustix::fs::open(
-        "/",
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|error| target_error("/", error))?;
-    mounts::attach(mount, &root).map_err(|error| MountError::Attach {
-        path: "/".into(),
+fn attach_over_sys(mount: &OwnedFd) -> Result<(), MountError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let place = rustix::fs::open(PLACE, flags, Mode::empty())
+        .map_err(|error| target_error(PLACE, error))?;
+    mounts::attach(mount, &place).map_err(|error| MountError::Attach {
+        path: PLACE.into(),
         source: error.into(),
     })
 }

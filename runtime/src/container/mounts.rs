@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, OFlags};
@@ -151,32 +151,43 @@ pub fn attach(mount: impl AsFd, target: impl AsFd) -> rustix::io::Result<()> {
     )
 }
 
+/// What an entry mounts, taken from the host as a detached copy; None for an entry that mounts nothing of the host. Relative paths start at the
+/// working directory.
+///
+/// # Errors
+///
+/// The source cannot be used.
+pub fn source(entry: &Entry) -> Result<Option<OwnedFd>, MountError> {
+    let Kind::Bind { recursive } = entry.kind else {
+        return Ok(None);
+    };
+    clone(rustix::fs::CWD, &entry.source, recursive)
+        .map(Some)
+        .map_err(|error| MountError::Source {
+            path: entry.source.clone(),
+            source: error.into(),
+        })
+}
+
 /// Mounts things below the root of a container.
 #[derive(Debug)]
 pub struct Mounter<'a> {
     /// The container's root.
     pub rootfs: &'a Rootfs,
-    /// The directory of the host that relative sources start from.
-    pub host: BorrowedFd<'a>,
 }
 
 impl Mounter<'_> {
-    /// Does what an entry says.
+    /// Does what an entry says with what [`source`] took for it.
     ///
     /// # Errors
     ///
     /// The step that failed; whether that matters is the caller's to decide, by [`Entry::optional`].
-    pub fn mount(&self, entry: &Entry) -> Result<(), MountError> {
+    pub fn mount(&self, entry: &Entry, source: Option<OwnedFd>) -> Result<(), MountError> {
         match &entry.kind {
-            Kind::Bind { recursive } => {
-                let mount = clone(self.host, &entry.source, *recursive).map_err(|error| {
-                    MountError::Source {
-                        path: entry.source.clone(),
-                        source: error.into(),
-                    }
-                })?;
-                self.place(mount, entry, *recursive)
-            }
+            Kind::Bind { recursive } => match source {
+                Some(mount) => self.place(mount, entry, *recursive),
+                None => Ok(()),
+            },
             Kind::Filesystem { name, options } => {
                 let name = name.to_string_lossy();
                 let own = options

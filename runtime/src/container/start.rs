@@ -64,9 +64,6 @@ pub enum StartError {
     /// The named container cannot be used.
     #[error(transparent)]
     Container(#[from] ContainerError),
-    /// The working directory cannot be opened.
-    #[error("cannot open the working directory")]
-    WorkingDirectory(#[source] io::Error),
     /// No namespaces.
     #[error(transparent)]
     UserNamespace(#[from] UserNamespaceError),
@@ -140,13 +137,7 @@ pub fn start(
     let map = id_map(uid, gid, spec.remap_root);
     let (inner_uid, inner_gid) = (identity.user.uid, identity.user.gid);
 
-    // Open everything of the host that is named by a path, so that what is there now is what is used.
-    let host = rustix::fs::open(
-        ".",
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|error| StartError::WorkingDirectory(error.into()))?;
+    // Open the image, so that what is there now is what is used.
     let source = image::Source::open(&spec.root)?;
     let lock = match &spec.root {
         Root::Container(container)
@@ -175,6 +166,10 @@ pub fn start(
     // The namespaces, which give the right to do all that follows.
     identity_map::enter(map)?;
 
+    // What is wanted of the host, before anything of ours hides it.
+    let system = usual_sources()?;
+    let sources: Vec<_> = spec.mounts.iter().map(mounts::source).collect();
+
     // The root file system.
     let scratch = Scratch::mount(config.scratch_size).map_err(StartError::Scratch)?;
     let seed = early.as_ref().and_then(|plan| plan.seed.as_ref());
@@ -199,11 +194,11 @@ pub fn start(
             write_file(&rootfs, &scratch, layout.keeps_files, file)?;
         }
     }
-    let mounter = Mounter {
-        rootfs: &rootfs,
-        host: host.as_fd(),
-    };
-    mount_usual(&mounter, &scratch)?;
+    let mounter = Mounter { rootfs: &rootfs };
+    for (entry, source) in system {
+        mounter.mount(&entry, Some(source))?;
+    }
+    mount_scratch(&mounter, &scratch)?;
     for volume in &plan.volumes {
         mount_volume(&rootfs, volume)?;
     }
@@ -213,8 +208,8 @@ pub fn start(
             tell(&format!("cannot make `{}`: {error}", plan.home.display()));
         }
     }
-    for entry in &spec.mounts {
-        match mounter.mount(entry) {
+    for (entry, source) in spec.mounts.iter().zip(sources) {
+        match source.and_then(|source| mounter.mount(entry, source)) {
             Err(error) if entry.optional => {
                 if !entry.silent {
                     warn(&chain(&error));
@@ -366,13 +361,33 @@ fn write_at(directory: &OwnedFd, name: &Path, content: &[u8]) -> io::Result<()> 
     io::Write::write_all(&mut std::fs::File::from(file), content)
 }
 
-/// The mounts of every container; those of enroot's `10-system.fstab` and `20-config.fstab`, with a private `/dev`.
-fn mount_usual(mounter: &Mounter<'_>, scratch: &Scratch) -> Result<(), MountError> {
+/// What every container has of the host: the mounts of enroot's `10-system.fstab` and `20-config.fstab`, but for `/dev`.
+fn usual_sources() -> Result<Vec<(Entry, OwnedFd)>, MountError> {
     let restricted = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let read_only = restricted | MountAttrFlags::MOUNT_ATTR_RDONLY;
-    let entry = |path: &str, create, recursive, set| Entry {
+    let directories = [("/proc", restricted), ("/sys", read_only)]
+        .map(|(path, flags)| usual(path, CreateOption::Directory, true, flags));
+    let files = HOST_FILES.map(|path| usual(path, CreateOption::File, false, read_only));
+    let mut found = Vec::with_capacity(directories.len() + files.len());
+    for entry in directories.into_iter().chain(files) {
+        match mounts::source(&entry) {
+            Ok(Some(source)) => found.push((entry, source)),
+            Ok(None) => {}
+            // A host need not have all of the files.
+            Err(MountError::Source { source, .. })
+                if entry.create == CreateOption::File
+                    && source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// A mount that every container has.
+fn usual(path: &str, create: CreateOption, recursive: bool, set: MountAttrFlags) -> Entry {
+    Entry {
         source: path.into(),
         target: path.into(),
         kind: Kind::Bind { recursive },
@@ -382,45 +397,29 @@ fn mount_usual(mounter: &Mounter<'_>, scratch: &Scratch) -> Result<(), MountErro
         optional: false,
         silent: false,
         pass: -1,
-    };
-    mounter.mount(&entry("/proc", CreateOption::Directory, true, restricted))?;
-    mounter.mount(&entry("/sys", CreateOption::Directory, true, read_only))?;
+    }
+}
 
-    let no_flags = MountAttrFlags::empty();
-    for (name, target, flags) in [
-        (
-            layers::DEV,
-            "/dev",
-            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
-        ),
-        (layers::TMP, "/tmp", no_flags),
-        (layers::RUN, "/var/run", no_flags),
-        (layers::LOCK, "/var/lock", no_flags),
+/// What every container has in memory: `/tmp`, `/var/run`, `/var/lock` and a private `/dev`.
+fn mount_scratch(mounter: &Mounter<'_>, scratch: &Scratch) -> Result<(), MountError> {
+    let none = MountAttrFlags::empty();
+    for (name, target) in [
+        (layers::TMP, "/tmp"),
+        (layers::RUN, "/var/run"),
+        (layers::LOCK, "/var/lock"),
     ] {
-        let mount = scratch.part(Path::new(name))?;
-        let dev = (name == layers::DEV).then(|| mount.try_clone()).transpose();
-        mounter.place(
-            mount,
-            &entry(target, CreateOption::Directory, false, flags),
-            false,
-        )?;
-        let dev = dev.map_err(|source| MountError::Source {
-            path: target.into(),
-            source,
-        })?;
-        if let Some(dev) = dev {
-            devices::populate(dev.as_fd())?;
-        }
+        let entry = usual(target, CreateOption::Directory, false, none);
+        mounter.mount(&entry, Some(scratch.part(Path::new(name))?))?;
     }
-
-    for path in HOST_FILES {
-        match mounter.mount(&entry(path, CreateOption::File, false, read_only)) {
-            // A host need not have them.
-            Err(MountError::Source { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-            result => result?,
-        }
-    }
-    Ok(())
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let entry = usual("/dev", CreateOption::Directory, false, flags);
+    let dev = scratch.part(Path::new(layers::DEV))?;
+    let inside = dev.try_clone().map_err(|source| MountError::Source {
+        path: entry.target.clone(),
+        source,
+    })?;
+    mounter.mount(&entry, Some(dev))?;
+    devices::populate(inside.as_fd())
 }
 
 /// Keeps a directory writable that the image calls a volume, also when the root is not.
@@ -445,9 +444,8 @@ fn switch_root(rootfs: &Rootfs, tell: &dyn Fn(&str)) -> rustix::io::Result<()> {
     rustix::process::fchdir(rootfs.root())?;
     match rustix::process::pivot_root(".", ".") {
         Ok(()) => {
-            // The old root now lies on top of the new one, and the scratch on top of that; "." is the new root, and umount2 takes what is
-            // topmost there.
-            rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+            // The old root, with all that is mounted on it, now lies on top of the new one. "." is the new root, and umount2 takes
+            // what is topmost there.
             rustix::mount::unmount(".", UnmountFlags::DETACH)
         }
         // A host that runs from its initramfs has a root that cannot be moved. Its mounts stay in the namespace, out of reach by path.
