@@ -22,7 +22,7 @@ use cista_images::unpack::{self, UnpackError};
 use super::mounts::{self, MountError};
 use super::named::{ContainerError, Content};
 use super::start::{Root, StartError, tree_mount};
-use super::{handover, running, temporary};
+use super::{handover, loading, running, temporary};
 use crate::config::{Config, MountMethod};
 use crate::sys::process::Helper;
 use crate::{fuse, sys};
@@ -154,17 +154,19 @@ pub(super) struct LowerMount {
     pub(super) is_served: bool,
 }
 
-/// Starts the server of an image, where there is to be one. It keeps `lock` open. `ids` own the files of an image.
+/// Starts the server of an image, where there is to be one. It keeps `lock` open. `ids` own the files of an image. `program` is what
+/// will be executed, where that is known.
 pub(super) fn prepare(
     source: Source,
     config: &Config,
     ids: (u32, u32),
     lock: Option<fs::File>,
+    program: Option<PathBuf>,
 ) -> Result<Lower, ImageError> {
     match source {
         Source::Tree(path) => Ok(Lower::Tree(path)),
         Source::Image(image) if config.mount == MountMethod::Unpack => Ok(Lower::Unpacked(image)),
-        Source::Image(image) => serve(*image, config, ids, lock)
+        Source::Image(image) => serve(*image, config, ids, lock, program)
             .map(Lower::Served)
             .map_err(ImageError::Server),
     }
@@ -175,6 +177,7 @@ fn serve(
     config: &Config,
     ids: (u32, u32),
     lock: Option<fs::File>,
+    program: Option<PathBuf>,
 ) -> io::Result<Server> {
     let (socket, theirs) = handover::pair()?;
     let OpenImage {
@@ -194,8 +197,11 @@ fn serve(
             cache_bytes: config.image_cache,
             threads: config.max_processors(),
         };
+        let foresight = program.map(|program| -> fuse::Foresight {
+            Box::new(move |reader| loading::files(reader, &program))
+        });
         // Nobody is there to be told: the container sees its mount fail.
-        let _ = fuse::serve(device, reader, &options);
+        let _ = fuse::serve(device, reader, &options, foresight);
     })?;
     Ok(Server {
         path,

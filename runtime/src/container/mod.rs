@@ -6,10 +6,11 @@
 //! - [`identity_map`]: the user namespace
 //! - [`view`]: files of an image, mounted or not; [`facts`]: what they say about how to run it;
 //!   the [`plan`] of what is done then
-//! - [`image`]: the lower layer, an image served by FUSE or a tree; [`handover`] of the device to the server
+//! - [`image`]: the lower layer, an image served by FUSE or a tree; [`handover`] of the device to the server,
+//!   which decodes first what [`loading`] the program will read
 //! - [`layers`]: the root file system above it, with its upper layer filled by a [`seed`]
 //! - [`rootfs`]: paths below that root, resolved as the container will
-//! - [`fstab`], [`mounts`], [`devices`], [`home`]: what is put into the root
+//! - [`usual`], [`devices`], [`home`]: what is put into every root; [`fstab`], [`mounts`]: and how
 //! - [`environment`], [`privileges`] with [`seccomp`], [`program`]: the state and the execution of the program
 //!
 //! Besides: [`named`] containers and their [`export`], those [`running`], and [`temporary`] names on disk.
@@ -25,6 +26,7 @@ pub mod home;
 pub mod identity_map;
 pub mod image;
 pub mod layers;
+pub mod loading;
 pub mod mounts;
 pub mod named;
 pub mod plan;
@@ -36,6 +38,7 @@ pub mod seccomp;
 pub mod seed;
 pub mod start;
 pub mod temporary;
+pub mod usual;
 pub mod view;
 
 pub use start::{Root, Spec, StartError, start};

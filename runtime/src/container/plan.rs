@@ -17,23 +17,12 @@ use super::home;
 use super::program;
 use super::seed::Seed;
 use super::start::Spec;
+use super::usual;
 use super::view::{self, View};
 use crate::config::host_variable;
 
 /// Longest `/etc/passwd`, `/etc/group` and `/etc/default/useradd` of an image that are read, in bytes.
 const MAX_ACCOUNTS: u64 = 16 << 20;
-
-/// Files of the host that every container sees, read-only, where the host has them.
-pub const HOST_FILES: [&str; 5] = [
-    "/etc/hosts",
-    "/etc/hostname",
-    "/etc/resolv.conf",
-    "/etc/localtime",
-    "/etc/machine-id",
-];
-
-/// Directories that every container has something mounted on.
-const MOUNT_DIRECTORIES: [&str; 6] = ["/proc", "/sys", "/dev", "/tmp", "/var/run", "/var/lock"];
 
 /// What is done inside a root file system.
 #[derive(Debug)]
@@ -52,8 +41,10 @@ pub struct Plan {
     pub files: Vec<File>,
     /// The upper layer's first content; None where the root is mounted already.
     pub seed: Option<Seed>,
-    /// Paths of programs that are known to lead nowhere.
+    /// Paths of the program that are known to lead nowhere.
     pub absent: Vec<OsString>,
+    /// Where the program is, if that is known.
+    pub program: Option<PathBuf>,
 }
 
 /// A file that is written.
@@ -104,13 +95,11 @@ impl Plan {
         let mut plan = Self::for_view(spec, View::Image(reader), identity, false)?;
         let mut seed = Seed::default();
         // What finds no place is left to the mounted root, where the error is told if there is one.
-        for path in MOUNT_DIRECTORIES {
-            let _ = seed.mount_directory(reader, Path::new(path));
+        for path in usual::directories() {
+            let _ = seed.mount_directory(reader, path);
         }
-        for path in HOST_FILES {
-            if Path::new(path).exists() {
-                let _ = seed.file(reader, Path::new(path), Vec::new());
-            }
+        for path in usual::files() {
+            let _ = seed.file(reader, path, Vec::new());
         }
         for file in &mut plan.files {
             let added = seed.file(reader, Path::new(file.path), file.content.clone());
@@ -119,7 +108,7 @@ impl Plan {
         if home::is_possible(&plan.home) {
             let _ = seed.home(reader, &plan.home, Path::new(home::SKELETON));
         }
-        plan.absent = absent(spec, &plan, reader, &seed);
+        (plan.absent, plan.program) = look_for_program(spec, &plan, reader, &seed);
         plan.seed = Some(seed);
         Ok(plan)
     }
@@ -168,6 +157,7 @@ impl Plan {
             files: files.into_iter().flatten().collect(),
             seed: None,
             absent: Vec::new(),
+            program: None,
         })
     }
 }
@@ -190,18 +180,28 @@ fn environment(spec: &Spec, facts: &Facts, identity: &Identity, shell: &[u8]) ->
     environment
 }
 
-/// The places of the search path at which an image certainly has no such program: asking a mounted image for them takes its time.
-fn absent(spec: &Spec, plan: &Plan, reader: &Reader, seed: &Seed) -> Vec<OsString> {
+/// The places of the search path at which an image certainly has no such program, since asking a mounted image for them takes its time, and the first
+/// place at which it has one.
+fn look_for_program(
+    spec: &Spec,
+    plan: &Plan,
+    reader: &Reader,
+    seed: &Seed,
+) -> (Vec<OsString>, Option<PathBuf>) {
+    let mut absent = Vec::new();
     // Something mounted may be anywhere.
     let Some(program) = plan.line.first().filter(|_| spec.mounts.is_empty()) else {
-        return Vec::new();
+        return (absent, None);
     };
-    program::candidates(program, &plan.environment)
-        .into_iter()
-        .filter(|candidate| {
-            Path::new(candidate).is_absolute()
-                && view::resolve(reader, Path::new(candidate))
-                    .is_ok_and(|found| found.inode.is_none() && !seed.covers(&found.path))
-        })
-        .collect()
+    for candidate in program::candidates(program, &plan.environment) {
+        let path = Path::new(&candidate);
+        match view::resolve(reader, path) {
+            Ok(found) if path.is_absolute() && !seed.covers(&found.path) => match found.inode {
+                Some(_) => return (absent, Some(Path::new("/").join(found.path))),
+                None => absent.push(candidate),
+            },
+            _ => return (absent, None),
+        }
+    }
+    (absent, None)
 }

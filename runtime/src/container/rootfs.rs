@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// Symbolic links followed in one resolution before it is called a loop, as the kernel does (`MAXSYMLINKS`).
@@ -245,6 +245,36 @@ impl Rootfs {
             resolved = candidate;
         }
         Ok(resolved)
+    }
+
+    /// Whether a path's last component is a symbolic link.
+    #[must_use]
+    pub fn is_link(&self, path: &Path) -> bool {
+        self.last(path).is_ok_and(|(above, name)| {
+            rustix::fs::statat(&above, name, AtFlags::SYMLINK_NOFOLLOW)
+                .is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Symlink)
+        })
+    }
+
+    /// Removes the symbolic link that a path's last component is.
+    ///
+    /// # Errors
+    ///
+    /// Those of openat2(2) and unlinkat(2).
+    pub fn remove_link(&self, path: &Path) -> io::Result<()> {
+        let (above, name) = self.last(path)?;
+        Ok(rustix::fs::unlinkat(&above, name, AtFlags::empty())?)
+    }
+
+    /// The directory that a path's last component is in, and its name.
+    fn last<'a>(&self, path: &'a Path) -> io::Result<(OwnedFd, &'a OsStr)> {
+        match (path.parent(), path.file_name()) {
+            (Some(above), Some(name)) => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY;
+                Ok((self.open(above, flags)?, name))
+            }
+            _ => Err(Errno::INVAL.into()),
+        }
     }
 
     /// Replaces the content of a file, making it where it is missing.

@@ -28,6 +28,8 @@ pub struct Seed {
     nodes: BTreeMap<PathBuf, Node>,
     /// Mode of the root directory.
     root_mode: Option<u16>,
+    /// Where what was asked for is in fact.
+    places: BTreeMap<PathBuf, PathBuf>,
 }
 
 /// One of them.
@@ -42,43 +44,59 @@ enum Node {
 }
 
 impl Seed {
-    /// Adds a mount point that is a directory. Left out where the image has something else there.
+    /// Adds a mount point that is a directory, where the image's links lead. Left out where the image has something else there.
     ///
     /// # Errors
     ///
     /// A loop of links, or an image that cannot be read.
     pub fn mount_directory(&mut self, reader: &Reader, path: &Path) -> io::Result<()> {
-        let Some((path, inode)) = self.place(reader, path)? else {
-            return Ok(());
-        };
-        if inode.is_none_or(|inode| matches!(inode.kind, InodeKind::Directory(_))) {
+        let found = resolve(reader, path)?;
+        let fits = found
+            .inode
+            .is_none_or(|inode| matches!(inode.kind, InodeKind::Directory(_)));
+        if fits && self.make_way(reader, &found.path)? {
             let node = Node::Directory {
                 mode: 0o755,
                 opaque: true,
             };
-            self.nodes.insert(path, node);
+            self.places.insert(path.to_owned(), found.path.clone());
+            self.nodes.insert(found.path, node);
         }
         Ok(())
     }
 
-    /// Adds a file with a content, in place of the image's. Left out where the image has something else there; returns whether it was added.
+    /// Adds a file with a content, in place of the image's file or symbolic link: a link may lead to what is not meant, such as the time zone that it
+    /// names. Left out where the image has something else there; returns whether it was added.
     ///
     /// # Errors
     ///
     /// A loop of links, or an image that cannot be read.
     pub fn file(&mut self, reader: &Reader, path: &Path, content: Vec<u8>) -> io::Result<bool> {
-        let Some((path, inode)) = self.place(reader, path)? else {
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
             return Ok(false);
         };
-        let fits = inode.is_none_or(|inode| matches!(inode.kind, InodeKind::File(_)));
-        if fits {
-            let node = Node::File {
-                mode: 0o644,
-                content,
-            };
-            self.nodes.insert(path, node);
+        let place = resolve(reader, above)?.path.join(name);
+        let inode = reader
+            .walk(place.as_os_str().as_encoded_bytes())
+            .map_err(failed)?;
+        let fits = inode
+            .is_none_or(|inode| matches!(inode.kind, InodeKind::File(_) | InodeKind::Symlink(_)));
+        if !fits || !self.make_way(reader, &place)? {
+            return Ok(false);
         }
-        Ok(fits)
+        let node = Node::File {
+            mode: 0o644,
+            content,
+        };
+        self.places.insert(path.to_owned(), place.clone());
+        self.nodes.insert(place, node);
+        Ok(true)
+    }
+
+    /// Where a path is that was added, without symbolic links.
+    #[must_use]
+    pub fn place(&self, path: &Path) -> Option<&Path> {
+        self.places.get(path).map(PathBuf::as_path)
     }
 
     /// Adds the user's home where the image has none, with what is in the image's `skeleton`.
@@ -87,9 +105,11 @@ impl Seed {
     ///
     /// A loop of links, or an image that cannot be read.
     pub fn home(&mut self, reader: &Reader, home: &Path, skeleton: &Path) -> io::Result<()> {
-        let Some((home, None)) = self.place(reader, home)? else {
+        let found = resolve(reader, home)?;
+        if found.inode.is_some() || !self.make_way(reader, &found.path)? {
             return Ok(());
-        };
+        }
+        let home = found.path;
         let node = Node::Directory {
             mode: 0o700,
             opaque: false,
@@ -103,28 +123,26 @@ impl Seed {
         }
     }
 
-    /// Finds the place of a path, and adds the directories above it. None where a directory above it is in the way of something that was added.
-    fn place(
-        &mut self,
-        reader: &Reader,
-        path: &Path,
-    ) -> io::Result<Option<(PathBuf, Option<Inode>)>> {
-        let found = resolve(reader, path)?;
-        if found.path.as_os_str().is_empty() {
-            return Ok(None);
+    /// Adds the directories above a path without symbolic links. False where something that was added is in the way.
+    fn make_way(&mut self, reader: &Reader, path: &Path) -> io::Result<bool> {
+        if path.as_os_str().is_empty() {
+            return Ok(false);
         }
         if self.root_mode.is_none() {
             self.root_mode = Some(reader.inode(reader.root_ref()).map_err(failed)?.mode);
         }
-        let above: Vec<&Path> = found.path.ancestors().skip(1).collect();
+        let above: Vec<&Path> = path.ancestors().skip(1).collect();
         for directory in above.into_iter().rev().skip(1) {
             match self.nodes.get(directory) {
                 Some(Node::Directory { .. }) => {}
-                Some(_) => return Ok(None),
+                Some(_) => return Ok(false),
                 None => {
-                    let mode = resolve(reader, directory)?
-                        .inode
-                        .map_or(0o755, |inode| inode.mode);
+                    let name = directory.as_os_str().as_encoded_bytes();
+                    let mode = match reader.walk(name).map_err(failed)? {
+                        Some(inode) if matches!(inode.kind, InodeKind::Directory(_)) => inode.mode,
+                        Some(_) => return Ok(false),
+                        None => 0o755,
+                    };
                     let node = Node::Directory {
                         mode,
                         opaque: false,
@@ -133,7 +151,7 @@ impl Seed {
                 }
             }
         }
-        Ok(Some((found.path, found.inode)))
+        Ok(true)
     }
 
     fn copy(&mut self, reader: &Reader, from: &Inode, to: &Path, depth: usize) -> io::Result<()> {

@@ -6,26 +6,26 @@
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 
 use super::accounts;
-use super::fstab::{CreateOption, Entry, Kind};
+use super::fstab::Entry;
 use super::identity_map::{self, IdMap, UserNamespaceError};
 use super::image::{self, ImageError, Lower};
 use super::layers::{self, Changes, Scratch};
 use super::mounts::{self, MountError, Mounter};
 use super::named::{Container, ContainerError, Content};
-use super::plan::{self, HOST_FILES, Plan, PlanError};
+use super::plan::{self, Plan, PlanError};
 use super::privileges::{self, PrivilegeError};
 use super::program::{self, ProgramError};
 use super::rootfs::{Create, Rootfs};
 use super::seed::Seed;
 use super::view::View;
-use super::{devices, home, running};
+use super::{home, running, usual};
 use crate::config::Config;
 use crate::sys;
 
@@ -158,7 +158,8 @@ pub fn start(
 
     // The server of the image is started before the namespaces: outside of the mount namespace, which it would keep alive itself, and
     // outside of the user namespace, where a container could get at it. It gets its device later.
-    let lower = image::prepare(source, config, (inner_uid, inner_gid), lock)?;
+    let program = early.as_ref().and_then(|plan| plan.program.clone());
+    let lower = image::prepare(source, config, (inner_uid, inner_gid), lock, program)?;
 
     // Everything we make has exactly the mode we say.
     let umask = rustix::process::umask(Mode::empty());
@@ -167,7 +168,7 @@ pub fn start(
     identity_map::enter(map)?;
 
     // What is wanted of the host, before anything of ours hides it.
-    let system = usual_sources()?;
+    let usual_sources = usual::take()?;
     let sources: Vec<_> = spec.mounts.iter().map(mounts::source).collect();
 
     // The root file system.
@@ -195,10 +196,17 @@ pub fn start(
         }
     }
     let mounter = Mounter { rootfs: &rootfs };
-    for (entry, source) in system {
-        mounter.mount(&entry, Some(source))?;
-    }
-    mount_scratch(&mounter, &scratch)?;
+    let seed = plan.seed.as_ref().filter(|_| layout.is_seeded);
+    usual::mount(
+        &mounter,
+        &scratch,
+        usual_sources,
+        seed,
+        layout.keeps_files,
+        &|error| {
+            warn(&chain(&error));
+        },
+    )?;
     for volume in &plan.volumes {
         mount_volume(&rootfs, volume)?;
     }
@@ -359,67 +367,6 @@ fn write_at(directory: &OwnedFd, name: &Path, content: &[u8]) -> io::Result<()> 
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let file = rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(0o644))?;
     io::Write::write_all(&mut std::fs::File::from(file), content)
-}
-
-/// What every container has of the host: the mounts of enroot's `10-system.fstab` and `20-config.fstab`, but for `/dev`.
-fn usual_sources() -> Result<Vec<(Entry, OwnedFd)>, MountError> {
-    let restricted = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let read_only = restricted | MountAttrFlags::MOUNT_ATTR_RDONLY;
-    let directories = [("/proc", restricted), ("/sys", read_only)]
-        .map(|(path, flags)| usual(path, CreateOption::Directory, true, flags));
-    let files = HOST_FILES.map(|path| usual(path, CreateOption::File, false, read_only));
-    let mut found = Vec::with_capacity(directories.len() + files.len());
-    for entry in directories.into_iter().chain(files) {
-        match mounts::source(&entry) {
-            Ok(Some(source)) => found.push((entry, source)),
-            Ok(None) => {}
-            // A host need not have all of the files.
-            Err(MountError::Source { source, .. })
-                if entry.create == CreateOption::File
-                    && source.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
-}
-
-/// A mount that every container has.
-fn usual(path: &str, create: CreateOption, recursive: bool, set: MountAttrFlags) -> Entry {
-    Entry {
-        source: path.into(),
-        target: path.into(),
-        kind: Kind::Bind { recursive },
-        create,
-        set,
-        clear: MountAttrFlags::empty(),
-        optional: false,
-        silent: false,
-        pass: -1,
-    }
-}
-
-/// What every container has in memory: `/tmp`, `/var/run`, `/var/lock` and a private `/dev`.
-fn mount_scratch(mounter: &Mounter<'_>, scratch: &Scratch) -> Result<(), MountError> {
-    let none = MountAttrFlags::empty();
-    for (name, target) in [
-        (layers::TMP, "/tmp"),
-        (layers::RUN, "/var/run"),
-        (layers::LOCK, "/var/lock"),
-    ] {
-        let entry = usual(target, CreateOption::Directory, false, none);
-        mounter.mount(&entry, Some(scratch.part(Path::new(name))?))?;
-    }
-    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let entry = usual("/dev", CreateOption::Directory, false, flags);
-    let dev = scratch.part(Path::new(layers::DEV))?;
-    let inside = dev.try_clone().map_err(|source| MountError::Source {
-        path: entry.target.clone(),
-        source,
-    })?;
-    mounter.mount(&entry, Some(dev))?;
-    devices::populate(inside.as_fd())
 }
 
 /// Keeps a directory writable that the image calls a volume, also when the root is not.

@@ -41,8 +41,11 @@ mod server;
 
 use std::os::fd::OwnedFd;
 
-use cista_images::squashfs::reader::Reader;
+use cista_images::squashfs::reader::{Inode, Reader};
 use rustix::io::Errno;
+
+/// Tells which files will be read first, in the order of their reading. Asked once, on a thread of its own.
+pub type Foresight = Box<dyn FnOnce(&Reader) -> Vec<Inode> + Send>;
 
 /// How an image is served.
 #[derive(Clone, Debug)]
@@ -79,15 +82,20 @@ pub enum ServeError {
     },
 }
 
-/// Serves `reader` on `device` until the file system is unmounted.
+/// Serves `reader` on `device` until the file system is unmounted. Blocks of the files that `foresight` tells are decoded before anybody asks.
 ///
 /// `device` is `/dev/fuse`, opened in the user namespace of the mount and already mounted: read-only (else the kernel asks for
 /// the attributes again after every read), with `default_permissions`, without `max_read`.
-pub fn serve(device: OwnedFd, reader: Reader, options: &Options) -> Result<(), ServeError> {
+pub fn serve(
+    device: OwnedFd,
+    reader: Reader,
+    options: &Options,
+    foresight: Option<Foresight>,
+) -> Result<(), ServeError> {
     let connection = connection::Connection::new(device);
     if !handshake::shake(&connection)? {
         return Ok(());
     }
     let reader = reader.with_cache(options.cache_bytes);
-    server::Server::new(connection, reader, options).run()
+    server::Server::new(connection, reader, options).run(foresight)
 }

@@ -13,12 +13,15 @@ use super::connection::{Connection, Request, RequestBuffer, answer_header};
 use super::content::OpenFiles;
 use super::nodes::Nodes;
 use super::protocol::{GetxattrIn, ReadIn, opcode};
-use super::{Options, ServeError, content, listing, nodes};
+use super::{Foresight, Options, ServeError, content, listing, nodes};
 
 /// Stack of a thread; nothing here recurses or keeps much on it.
 const STACK: usize = 256 << 10;
 /// Most threads that answer, and most that decode ahead: what a kernel can copy in parallel is used up long before.
 const MAX_THREADS: usize = 16;
+
+/// Most blocks that are decoded before the first READ: 8 MiB of the usual ones.
+const MAX_FORESEEN: u64 = 64;
 
 /// Blocks to decode ahead, behind a READ that follows `streak` others without a gap.
 ///
@@ -102,8 +105,14 @@ impl Server {
     }
 
     /// Serves until the file system is unmounted.
-    pub(super) fn run(&self) -> Result<(), ServeError> {
+    pub(super) fn run(&self, foresight: Option<Foresight>) -> Result<(), ServeError> {
         std::thread::scope(|scope| {
+            if let Some(foresight) = foresight {
+                // Without it, everything is only slower.
+                let _ = Builder::new()
+                    .stack_size(STACK)
+                    .spawn_scoped(scope, move || self.foresee(foresight));
+            }
             let result = self.serve(scope);
             self.ahead.close();
             result
@@ -130,6 +139,25 @@ impl Server {
                 Ok(()) | Err(Errno::NOENT | Errno::NODEV) => {}
                 Err(error) => return Err(ServeError::Answer(error)),
             }
+        }
+    }
+
+    /// Decodes the beginnings of files that will be read soon.
+    fn foresee(&self, foresight: Foresight) {
+        let mut jobs = Vec::new();
+        for inode in foresight(&self.reader) {
+            let nodeid = self.nodes.id(inode.reference);
+            let Ok(file) = self.files.open(nodeid, &self.reader, || Ok(inode)) else {
+                continue;
+            };
+            let room = MAX_FORESEEN - jobs.len() as u64;
+            jobs.extend((0..file.map.extent_count().min(room)).map(|number| Job {
+                file: Arc::clone(&file),
+                number,
+            }));
+        }
+        if self.ahead.add(jobs) {
+            self.ahead.help(&self.reader);
         }
     }
 

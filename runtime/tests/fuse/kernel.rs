@@ -94,8 +94,9 @@ impl Kernel {
             cache_bytes,
             threads,
         };
-        let server =
-            std::thread::spawn(move || serve(device, Reader::open(image, 0).unwrap(), &options));
+        let server = std::thread::spawn(move || {
+            serve(device, Reader::open(image, 0).unwrap(), &options, None)
+        });
         Self {
             socket: Some(kernel),
             server: Some(server),
