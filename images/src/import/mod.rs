@@ -20,7 +20,6 @@ pub mod record;
 
 mod provision;
 
-use std::error::Error;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -126,7 +125,7 @@ pub enum ImportError {
         /// Which one.
         layer: LayerName,
         /// What is wrong.
-        source: Box<dyn Error + Send + Sync>,
+        source: LayerError,
     },
     /// The layers together make no file system.
     #[error("cannot merge the layers")]
@@ -151,6 +150,20 @@ pub enum ImportError {
     /// The caller has given up.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
+}
+
+/// What is wrong with a layer.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// It cannot be fetched or decoded, or it is not what was announced.
+    #[error("{0}")]
+    Stream(#[source] io::Error),
+    /// It is malformed, or does not fit the layers above it.
+    #[error("{0}")]
+    Merge(#[from] MergeError),
+    /// It has neither a digest nor an end marker.
+    #[error("the tar stream has no end marker, so it may have been cut")]
+    Unmarked,
 }
 
 impl From<WriteError> for ImportError {
@@ -254,19 +267,19 @@ fn import_layers(
     let all: Vec<_> = (0..image.layers.len()).rev().map(plan).collect();
     read_layers(source, image, &all, options, task, |stream| {
         let index = stream.name().index;
-        let marked = image.layers[index].diff_id.is_some();
         let mut archive = Archive::new(stream);
         merge.add_layer(index, &mut archive, &mut writer)?;
-        // A config says what the layer must be, and may mean an empty one; without a config, nothing is a mistake.
-        if archive.is_empty() && !marked {
-            return Err(TarError::Empty.into());
+        // With a digest, what the config says is what the layer must be, be it nothing. Without one, the end marker is all
+        // that tells a whole stream from one that was cut between entries.
+        if image.layers[index].diff_id.is_none() {
+            if archive.is_empty() {
+                return Err(MergeError::from(TarError::Empty).into());
+            }
+            if archive.is_unmarked() {
+                return Err(LayerError::Unmarked);
+            }
         }
-        if archive.is_unmarked() && !marked {
-            task.progress.event(Event::Warning(
-                "the tar stream has no end marker: it may have been cut".to_owned(),
-            ));
-        }
-        Ok(archive.into_inner())
+        Ok(())
     })?;
     let again = merge.unfinished();
     if !again.is_empty() {
@@ -279,8 +292,7 @@ fn import_layers(
         read_layers(source, image, &plan, options, silent, |stream| {
             let index = stream.name().index;
             let mut archive = Archive::new(stream);
-            merge.revisit(index, &mut archive, &mut writer)?;
-            Ok(archive.into_inner())
+            Ok(merge.revisit(index, &mut archive, &mut writer)?)
         })?;
     }
     let tree = merge.finish()?;
@@ -296,15 +308,14 @@ fn import_layers(
     )
 }
 
-/// Reads layers in the order of a plan; `each` takes a layer's stream and returns it when it has found the end of the
-/// archive.
+/// Reads layers in the order of a plan; `each` takes a layer's stream to the end of its archive.
 fn read_layers(
     source: &dyn Source,
     image: &ResolvedImage,
     plan: &[Plan],
     options: &Options,
     task: Task<'_>,
-    mut each: impl FnMut(LayerStream<'_>) -> Result<LayerStream<'_>, MergeError>,
+    mut each: impl FnMut(&mut LayerStream<'_>) -> Result<(), LayerError>,
 ) -> Result<(), ImportError> {
     let settings = AheadSettings {
         budget: options.memory,
@@ -320,27 +331,24 @@ fn read_layers(
     let open = |layer| source.open_layer(image, layer, task);
     Ahead::run(plan, settings, &open, task, |ahead| {
         for Plan { name, .. } in plan {
-            let Some(stream) = ahead.next_layer() else {
+            let Some(mut stream) = ahead.next_layer() else {
                 break;
             };
-            // To the end of the stream, behind the end of the archive, so that all of it is verified.
-            each(stream)
-                .and_then(|mut stream| stream.drain().map_err(|error| TarError::Read(error).into()))
-                .map_err(|error| in_layer(*name, error))?;
+            let result = each(&mut stream);
+            if let Err(LayerError::Merge(MergeError::Write { source, .. })) = result {
+                // The writer works behind: its errors have nothing to do with the layer.
+                return Err(source.into());
+            }
+            // To the end of the stream, behind the end of the archive, so that all of it is verified. When the archive is
+            // malformed because the blob is damaged, the damage is what should be told.
+            let verified = stream.drain().map_err(LayerError::Stream);
+            verified.and(result).map_err(|source| ImportError::Layer {
+                layer: *name,
+                source,
+            })?;
         }
         Ok(())
     })
-}
-
-/// An error of a layer; one of the writer has nothing to do with the layer, since it works behind.
-fn in_layer(layer: LayerName, error: MergeError) -> ImportError {
-    match error {
-        MergeError::Write { source, .. } => source.into(),
-        error => ImportError::Layer {
-            layer,
-            source: Box::new(error),
-        },
-    }
 }
 
 /// Adds our own files, writes the tables.

@@ -280,6 +280,7 @@ impl<'a> Ahead<'a> {
             chunk: None,
             consumed: 0,
             ended: false,
+            failed: false,
         })
     }
 }
@@ -418,6 +419,7 @@ pub struct LayerStream<'a> {
     /// Bytes of the chunk that were consumed.
     consumed: usize,
     ended: bool,
+    failed: bool,
 }
 
 impl LayerStream<'_> {
@@ -427,8 +429,11 @@ impl LayerStream<'_> {
         self.name
     }
 
-    /// Reads to the end of the stream, so that all of it is verified.
+    /// Reads to the end of the stream, so that all of it is verified. A failure that was met before is not told again.
     pub fn drain(&mut self) -> io::Result<()> {
+        if self.failed {
+            return Ok(());
+        }
         loop {
             let length = self.fill_buf()?.len();
             if length == 0 {
@@ -464,7 +469,10 @@ impl BufRead for LayerStream<'_> {
                     self.chunk = Some(chunk);
                 }
                 Ok(Message::End(Ok(()))) => self.ended = true,
-                Ok(Message::End(Err(error))) => return Err(io::Error::other(error)),
+                Ok(Message::End(Err(error))) => {
+                    self.failed = true;
+                    return Err(io::Error::other(error));
+                }
                 Err(_) => return Err(io::Error::other(StreamError::Lost)),
             }
         }

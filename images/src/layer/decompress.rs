@@ -215,7 +215,7 @@ impl<'a> Decoder<'a> {
                 }
                 Ok(length) => filled += length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.classify(error)),
+                Err(error) => return Err(self.explain(error)),
             }
         }
         self.decoded += filled as u64;
@@ -232,6 +232,14 @@ impl<'a> Decoder<'a> {
             });
         }
         Ok(filled)
+    }
+
+    /// The error of a decoder, or what the blob's own verification says when it is the blob that is damaged.
+    fn explain(&mut self, error: io::Error) -> DecodeError {
+        match self.classify(error) {
+            error @ DecodeError::Read(_) => error,
+            error => self.drain().err().unwrap_or(error),
+        }
     }
 
     /// Reads what stands behind the compressed stream, which only the blob's own verification is interested in.
@@ -436,6 +444,28 @@ mod tests {
             ));
         }
         assert_eq!(decode(&zeros, limits).unwrap().len(), zeros.len());
+    }
+
+    #[test]
+    fn a_blob_that_knows_of_its_damage_is_believed() {
+        struct Damaged<'a>(&'a [u8]);
+        impl Read for Damaged<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                match self.0.read(buffer)? {
+                    0 => Err(io::Error::other("wrong digest")),
+                    length => Ok(length),
+                }
+            }
+        }
+        for mut blob in [gzip(&tar_stream()), xz(&tar_stream()), zstd(&tar_stream())] {
+            let middle = blob.len() / 2;
+            blob[middle..middle + 8].fill(0x5a);
+            for blob in [&blob[..], &blob[..middle]] {
+                let mut decoder = Decoder::new(Box::new(Damaged(blob)), Limits::default()).unwrap();
+                let error = decoder.fill(&mut vec![0; 4 << 20]).unwrap_err();
+                assert!(matches!(error, DecodeError::Read(_)), "{error}");
+            }
+        }
     }
 
     #[test]

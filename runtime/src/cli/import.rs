@@ -174,17 +174,19 @@ fn make(
 /// The last line: what came out of what, and how long it took.
 pub(super) fn describe(summary: &Summary, read: u64, start: Instant) -> String {
     let seconds = start.elapsed().as_secs_f64();
-    let ratio = summary.content as f64 / (summary.size.max(1)) as f64;
-    let from = if read > 0 {
-        format!(", from {}", indicatif::HumanBytes(read))
-    } else {
-        String::new()
-    };
-    format!(
-        "{} ({ratio:.1} times smaller than its {} of files){from}, in {seconds:.1} s",
+    let mut text = format!(
+        "{} for {} of files",
         indicatif::HumanBytes(summary.size),
-        indicatif::HumanBytes(summary.content),
-    )
+        indicatif::HumanBytes(summary.content)
+    );
+    if summary.content > summary.size {
+        let ratio = summary.content as f64 / summary.size as f64;
+        text.push_str(&format!(" ({ratio:.1}:1)"));
+    }
+    if read > 0 {
+        text.push_str(&format!(", from {} of layers", indicatif::HumanBytes(read)));
+    }
+    format!("{text}, in {seconds:.1} s")
 }
 
 /// Reads a URI.
