@@ -71,68 +71,93 @@ impl Listing {
         Ok(walk.listing.with_links_named_by_their_first())
     }
 
-    /// Lists a tar stream as GNU tar writes it. Link counts are not known from it.
+    /// Lists a tar stream of the PAX format as GNU tar writes it. Link counts are not known from it.
     pub fn of_tar(stream: impl Read, what: &str) -> Result<Self, HarnessError> {
-        let malformed = |source: io::Error| HarnessError::Malformed {
+        let malformed = |why: &dyn std::fmt::Display| HarnessError::Malformed {
             what: what.to_owned(),
-            why: source.to_string(),
+            why: why.to_string(),
         };
         let mut listing = Self::default();
         let mut archive = tar::Archive::new(stream);
-        for entry in archive.entries().map_err(malformed)? {
-            let mut entry = entry.map_err(malformed)?;
-            let path = plain_path(&entry.path_bytes());
-            let mut xattrs = Xattrs::new();
-            if let Some(extensions) = entry.pax_extensions().map_err(malformed)? {
-                for extension in extensions {
-                    let extension = extension.map_err(malformed)?;
-                    if let Some(name) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.") {
-                        xattrs.insert(name.to_vec(), extension.value_bytes().to_vec());
-                    }
-                }
+        let mut records = BTreeMap::new();
+        // The raw entries, since the records of attributes may hold newlines, which the crate takes for their ends.
+        let entries = archive.entries().map_err(|error| malformed(&error))?;
+        for entry in entries.raw(true) {
+            let mut entry = entry.map_err(|error| malformed(&error))?;
+            if entry.header().entry_type().is_pax_local_extensions() {
+                let mut text = Vec::new();
+                entry
+                    .read_to_end(&mut text)
+                    .map_err(|error| malformed(&error))?;
+                records = pax_records(&text).ok_or_else(|| malformed(&"a PAX record"))?;
+                continue;
             }
-            let header = entry.header();
-            let mode = header.mode().map_err(malformed)? & 0o7777;
-            let mtime = i64::try_from(header.mtime().map_err(malformed)?).ok();
-            let kind = header.entry_type();
-            let target = entry.link_name_bytes().map(std::borrow::Cow::into_owned);
-            let (content, linked_to) = match kind {
-                tar::EntryType::Directory => (Content::Directory, None),
-                tar::EntryType::Symlink => (Content::Symlink(target.unwrap_or_default()), None),
-                tar::EntryType::Fifo => (Content::Fifo, None),
-                tar::EntryType::Char | tar::EntryType::Block => (Content::Device, None),
-                tar::EntryType::Link => {
-                    let first = plain_path(&target.unwrap_or_default());
-                    let content = listing.entries.get_mut(&first).map(|entry| {
-                        entry.linked_to.get_or_insert_with(|| first.clone());
-                        (entry.content.clone(), entry.xattrs.clone())
-                    });
-                    let (content, first_xattrs) =
-                        content.ok_or_else(|| HarnessError::Malformed {
-                            what: what.to_owned(),
-                            why: format!("a link to the unknown {}", first.escape_ascii()),
-                        })?;
-                    xattrs = first_xattrs;
-                    (content, Some(first))
-                }
-                _ => {
-                    let (size, hash) = hash_of(&mut entry).map_err(malformed)?;
-                    (Content::File(size, hash), None)
-                }
-            };
-            listing.entries.insert(
-                path,
-                Entry {
-                    content,
-                    mode,
-                    mtime,
-                    xattrs,
-                    linked_to,
-                    nlink: None,
-                },
-            );
+            let records = std::mem::take(&mut records);
+            listing
+                .add_entry(&mut entry, &records)
+                .map_err(|error| malformed(&error))?;
         }
         Ok(listing.with_links_named_by_their_first())
+    }
+
+    /// Adds an entry of an archive with its PAX records.
+    fn add_entry(
+        &mut self,
+        entry: &mut tar::Entry<'_, impl Read>,
+        records: &BTreeMap<Vec<u8>, Vec<u8>>,
+    ) -> io::Result<()> {
+        let text = |name: &str| records.get(name.as_bytes());
+        let path = plain_path(text("path").map_or(&*entry.path_bytes(), Vec::as_slice));
+        let target = text("linkpath").cloned();
+        let target = target
+            .or_else(|| entry.link_name_bytes().map(std::borrow::Cow::into_owned))
+            .unwrap_or_default();
+        let mut xattrs: Xattrs = records
+            .iter()
+            .filter_map(|(name, value)| {
+                let name = name.strip_prefix(b"SCHILY.xattr.")?;
+                Some((name.to_vec(), value.clone()))
+            })
+            .collect();
+        let mode = entry.header().mode()? & 0o7777;
+        let mtime = match text("mtime") {
+            // Seconds, with a fraction that squashfs has no place for.
+            Some(value) => String::from_utf8_lossy(value)
+                .split('.')
+                .next()
+                .and_then(|seconds| seconds.parse().ok()),
+            None => i64::try_from(entry.header().mtime()?).ok(),
+        };
+        let (content, linked_to) = match entry.header().entry_type() {
+            tar::EntryType::Directory => (Content::Directory, None),
+            tar::EntryType::Symlink => (Content::Symlink(target), None),
+            tar::EntryType::Fifo => (Content::Fifo, None),
+            tar::EntryType::Char | tar::EntryType::Block => (Content::Device, None),
+            tar::EntryType::Link => {
+                let first = plain_path(&target);
+                let Some(named) = self.entries.get_mut(&first) else {
+                    let why = format!("a link to the unknown {}", first.escape_ascii());
+                    return Err(io::Error::other(why));
+                };
+                named.linked_to.get_or_insert_with(|| first.clone());
+                xattrs = named.xattrs.clone();
+                (named.content.clone(), Some(first))
+            }
+            _ => {
+                let (size, hash) = hash_of(entry)?;
+                (Content::File(size, hash), None)
+            }
+        };
+        let entry = Entry {
+            content,
+            mode,
+            mtime,
+            xattrs,
+            linked_to,
+            nlink: None,
+        };
+        self.entries.insert(path, entry);
+        Ok(())
     }
 
     /// What `cista import` makes of a tree (DESIGN.md section 2): no device nodes, files that their owner can read,
@@ -412,6 +437,20 @@ pub fn plain_path(path: &[u8]) -> Vec<u8> {
         .join(&b'/')
 }
 
+/// The records of a PAX header (POSIX pax, "pax Header Block"): `LENGTH KEY=VALUE\n`, the length being that of the whole record.
+fn pax_records(mut text: &[u8]) -> Option<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let mut records = BTreeMap::new();
+    while !text.is_empty() {
+        let space = text.iter().position(|byte| *byte == b' ')?;
+        let length: usize = std::str::from_utf8(&text[..space]).ok()?.parse().ok()?;
+        let record = text.get(space + 1..length)?.strip_suffix(b"\n")?;
+        let equals = record.iter().position(|byte| *byte == b'=')?;
+        records.insert(record[..equals].to_vec(), record[equals + 1..].to_vec());
+        text = &text[length..];
+    }
+    Some(records)
+}
+
 /// All regular files below a directory.
 pub fn files_below(directory: &Path) -> Result<Vec<PathBuf>, HarnessError> {
     let mut found = Vec::new();
@@ -487,6 +526,15 @@ mod tests {
         assert_eq!(left.entries[b"c".as_slice()].nlink, Some(2));
         let left = left.without(&["b"]);
         assert_eq!(left.entries[b"c".as_slice()].linked_to, None);
+    }
+
+    #[test]
+    fn pax_records_may_hold_newlines() {
+        let records = pax_records(b"9 a=\nb=c\n12 path=x=y\n").expect("two records");
+        assert_eq!(records[b"a".as_slice()], b"\nb=c");
+        assert_eq!(records[b"path".as_slice()], b"x=y");
+        assert_eq!(pax_records(b"99 a=b\n"), None);
+        assert_eq!(pax_records(b"x"), None);
     }
 
     #[test]
