@@ -61,6 +61,22 @@ pub fn wait_until_none_executes(program: &Path, limit: Duration) -> Option<Durat
     }
 }
 
+/// Waits until a process executes a program of a name (`/proc/PID/comm`); false when it does not within the limit.
+#[must_use]
+pub fn wait_until_it_executes(pid: u32, name: &str, limit: Duration) -> bool {
+    let start = Instant::now();
+    loop {
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if comm.trim_end() == name {
+            return true;
+        }
+        if start.elapsed() > limit {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// The mount points of this mount namespace at or below a directory.
 #[must_use]
 pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {

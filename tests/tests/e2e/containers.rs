@@ -85,7 +85,8 @@ fn an_untouched_container_exports_its_image(environment: &TestEnvironment<'_>) -
     let image = environment.session().imported(recipe)?;
     let before = extract(&image.display().to_string(), "before")?;
     let after = extract(&environment.path("out.sqsh").display().to_string(), "after")?;
-    let differences = before.differences(&after);
+    // The root directory is that of the overlayfs' upper layer, which is as old as the container.
+    let differences = before.differences(&after.without_times_of(&[""]));
     assert!(differences.is_empty(), "{differences:#?}");
     Ok(())
 }

@@ -21,7 +21,7 @@ fn privileges_are_dropped(environment: &TestEnvironment<'_>) -> TestResult {
     let text = shell(
         environment,
         &["-w"],
-        "cp /bin/busybox /suid && chmod 4755 /suid && /suid id -u",
+        "cp /bin/busybox /busybox-suid && chmod 4755 /busybox-suid && /busybox-suid id -u",
     )?;
     assert_eq!(text, environment.user().uid.to_string());
     Ok(())

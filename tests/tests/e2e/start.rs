@@ -228,11 +228,11 @@ fn mounts_are_made(environment: &TestEnvironment<'_>) -> TestResult {
         std::fs::read_to_string(&written).context("read", &written)?,
         "back\n"
     );
-    let fields = format!("{data}:/mnt:none:bind,ro");
+    let fields = format!("{data}:/home:none:bind,ro");
     let outcome = busybox(
         environment,
         &["-m", &fields],
-        &["sh", "-c", "cat /mnt/file; echo x >/mnt/no"],
+        &["sh", "-c", "cat /home/file; echo x >/home/no"],
     )?
     .run()?;
     assert!(
