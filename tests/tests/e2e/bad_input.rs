@@ -61,7 +61,7 @@ fn references_that_make_no_sense(environment: &TestEnvironment<'_>) -> TestResul
         ("docker-archive:no-such-file", "no-such-file"),
         ("tar:no-such-file", "no-such-file"),
         ("dir:no-such-directory", "no-such-directory"),
-        ("tar:/etc/passwd", "/etc/passwd"),
+        ("tar:/etc/passwd", "plain tar"),
     ] {
         refuse(environment, uri, &[word])?;
     }
