@@ -9,6 +9,7 @@
 //! - [`layer`]: a blob becomes tar entries: decompress, verify, parse
 //! - [`merge`]: layers become one [`tree`], top-down
 //! - [`squashfs`]: the tree becomes an image file, and an image file can be read
+//! - [`start_files`]: which files stand together in an image, since every start reads them
 //! - [`unpack`], [`pack`]: between an image and a directory
 //! - [`import`]: all of it in one pass
 //!
@@ -30,6 +31,7 @@ pub mod reference;
 pub mod registry;
 pub mod source;
 pub mod squashfs;
+pub mod start_files;
 pub mod store;
 pub mod tree;
 pub mod unpack;

@@ -117,7 +117,7 @@ fn add_file<S: Sink>(
     metadata: Metadata,
     sink: &mut S,
 ) -> Result<(), WriteError> {
-    let content = crate::merge::whole(content, sink)?;
+    let content = sink.hold_file(content.to_vec())?;
     let file = tree
         .add(Inode {
             metadata,

@@ -37,6 +37,7 @@ use crate::layer::Limits;
 use crate::layer::path::PathError;
 use crate::layer::tar::{Archive, Entry, Kind, Piece, TarError};
 use crate::squashfs::writer::{FileWriter, WriteError, Writer};
+use crate::start_files;
 use crate::tree::{ContentId, Metadata, Tree};
 
 use self::later::Later;
@@ -82,6 +83,13 @@ pub trait Sink {
 
     /// Begins a file whose content has exactly `size` bytes.
     fn begin_file(&mut self, size: u64) -> Result<Self::File<'_>, WriteError>;
+
+    /// Takes the whole of a small file that should stand with others of its kind; see [`crate::start_files`].
+    fn hold_file(&mut self, content: Vec<u8>) -> Result<ContentId, WriteError> {
+        let mut file = self.begin_file(content.len() as u64)?;
+        file.write(&content)?;
+        file.finish()
+    }
 }
 
 /// Where the content of one file goes.
@@ -99,6 +107,10 @@ impl Sink for Writer {
 
     fn begin_file(&mut self, size: u64) -> Result<FileWriter<'_>, WriteError> {
         Self::begin_file(self, size)
+    }
+
+    fn hold_file(&mut self, content: Vec<u8>) -> Result<ContentId, WriteError> {
+        Self::hold_file(self, content)
     }
 }
 
@@ -353,6 +365,9 @@ impl<S: Sink> Layer<'_, S> {
         archive: &mut Archive<R>,
     ) -> Result<Content, MergeError> {
         if self.upper.is_visible(parent, name, &self.merge.merged) {
+            if size <= start_files::MAX_SIZE && start_files::contain(entry.path.as_bytes()) {
+                return hold(&entry.path, archive, self.sink).map(Content::Written);
+            }
             return copy(&entry.path, size, archive, self.sink).map(Content::Written);
         }
         let skipped = Content::Skipped {
@@ -416,6 +431,26 @@ pub(crate) fn whole<S: Sink>(content: &[u8], sink: &mut S) -> Result<ContentId, 
     let mut file = sink.begin_file(content.len() as u64)?;
     file.write(content)?;
     file.finish()
+}
+
+/// Takes the content of the current entry, which is small, for the end of the image.
+fn hold<R: BufRead, S: Sink>(
+    path: &dyn std::fmt::Display,
+    archive: &mut Archive<R>,
+    sink: &mut S,
+) -> Result<ContentId, MergeError> {
+    let mut content = Vec::new();
+    while let Some(piece) = archive.next_piece()? {
+        match piece {
+            Piece::Data(data) => content.extend_from_slice(data),
+            // No more than the size of the entry.
+            Piece::Hole(length) => content.resize(content.len() + length as usize, 0),
+        }
+    }
+    sink.hold_file(content).map_err(|source| MergeError::Write {
+        path: path.to_string(),
+        source,
+    })
 }
 
 /// Copies the content of the current entry.

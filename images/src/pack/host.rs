@@ -6,7 +6,7 @@
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use super::{Attributes, Found, LayerTree, Leaf, LeafKind, PackError};
 use crate::squashfs::writer::{FileWriter, WriteError, Writer};
+use crate::start_files;
 use crate::tree::{ContentId, Xattrs};
 
 /// Open directories that are kept, for each layer.
@@ -240,7 +241,7 @@ impl LayerTree for HostTree<'_> {
         let xattrs = (self.xattrs)
             .read(file.as_fd())
             .map_err(|error| self.error("read the attributes of", path, error))?;
-        match copy(&file, &status, writer) {
+        match copy(&file, &status, path, writer) {
             Ok(content) => Ok((content, xattrs)),
             Err(WriteError::Read(error)) => Err(self.error("read", path, error)),
             Err(WriteError::ContentShort { .. }) => Err(PackError::Changed {
@@ -261,8 +262,21 @@ impl LayerTree for HostTree<'_> {
 }
 
 /// Copies the content of a file.
-fn copy(file: &File, status: &Statx, writer: &mut Writer) -> Result<ContentId, WriteError> {
+fn copy(
+    file: &File,
+    status: &Statx,
+    path: &[u8],
+    writer: &mut Writer,
+) -> Result<ContentId, WriteError> {
     let size = status.stx_size;
+    if size <= start_files::MAX_SIZE && start_files::contain(path) {
+        let mut content = Vec::new();
+        // What grows meanwhile is cut off.
+        file.take(size)
+            .read_to_end(&mut content)
+            .map_err(WriteError::Read)?;
+        return writer.hold_file(content);
+    }
     let mut content = writer.begin_file(size)?;
     if status.stx_blocks.saturating_mul(512) < size {
         copy_data(file, size, &mut content)?;

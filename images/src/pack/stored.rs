@@ -11,6 +11,7 @@ use super::{Attributes, Found, LayerTree, Leaf, LeafKind, PackError, shown};
 use crate::squashfs::format::{InodeRef, flags};
 use crate::squashfs::reader::{Extent, Inode, InodeKind, ReadError, Reader, part};
 use crate::squashfs::writer::{WriteError, Writer};
+use crate::start_files;
 use crate::tree::{ContentId, Xattrs};
 
 pub(super) struct StoredTree<'a> {
@@ -70,13 +71,15 @@ impl LayerTree for StoredTree<'_> {
         writer: &mut Writer,
     ) -> Result<(ContentId, Xattrs), PackError> {
         let (inode, xattrs) = self.inode(leaf.handle, path)?;
-        let content = self.copy(&inode, writer).map_err(|error| match error {
-            Error::Read(source) => image_error(path, source),
-            Error::Write(source) => PackError::Write {
-                path: shown(path),
-                source,
-            },
-        })?;
+        let content = self
+            .copy(&inode, path, writer)
+            .map_err(|error| match error {
+                Error::Read(source) => image_error(path, source),
+                Error::Write(source) => PackError::Write {
+                    path: shown(path),
+                    source,
+                },
+            })?;
         Ok((content, xattrs))
     }
 
@@ -99,8 +102,16 @@ impl StoredTree<'_> {
     }
 
     /// Copies the content of a file, without decompressing blocks that the writer would compress in the same way.
-    fn copy(&mut self, inode: &Inode, writer: &mut Writer) -> Result<ContentId, Error> {
+    fn copy(
+        &mut self,
+        inode: &Inode,
+        path: &[u8],
+        writer: &mut Writer,
+    ) -> Result<ContentId, Error> {
         let reader = self.reader;
+        if inode.size() <= start_files::MAX_SIZE && start_files::contain(path) {
+            return Ok(writer.hold_file(reader.read_file(inode, start_files::MAX_SIZE)?)?);
+        }
         let same_format = match self.same_format {
             Some(known) => known,
             None => {

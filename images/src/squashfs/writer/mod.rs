@@ -206,6 +206,8 @@ pub struct Writer {
     fragments: u32,
     /// A slot that turned out not to be needed.
     spare: Option<Slot>,
+    /// Small files that are kept back, with the numbers of their contents.
+    held: Vec<(usize, Vec<u8>)>,
     /// A file was begun.
     open: bool,
 }
@@ -243,6 +245,7 @@ impl Writer {
             fragment: None,
             fragments: 0,
             spare: None,
+            held: Vec::new(),
             open: false,
         })
     }
@@ -300,12 +303,62 @@ impl Writer {
         file.finish()
     }
 
+    /// The whole of a small file that is kept back: all such files stand together in a last fragment block of their own, so that reading them
+    /// takes the decompression of one small block. What does not fit there is added as [`Self::add_file`] does.
+    pub fn hold_file(&mut self, content: Vec<u8>) -> Result<ContentId, WriteError> {
+        let held: usize = self.held.iter().map(|(_, content)| content.len()).sum();
+        if content.is_empty() || held + content.len() > self.options.block_size as usize {
+            return self.add_file(&content);
+        }
+        if self.open {
+            return Err(WriteError::Unfinished);
+        }
+        let number = self.contents.len();
+        let id = u32::try_from(number)
+            .ok()
+            .filter(|id| *id < u32::MAX)
+            .ok_or(WriteError::TooManyFiles)?;
+        self.cancel.check()?;
+        let size = content.len() as u64;
+        self.contents.push(Content {
+            size,
+            run: None,
+            tail: None,
+        });
+        self.content_bytes = self.content_bytes.saturating_add(size);
+        self.held.push((number, content));
+        Ok(ContentId(id))
+    }
+
+    /// Makes a fragment of the files that were kept back.
+    fn release(&mut self) -> Result<(), WriteError> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        if let Some(full) = self.fragment.take() {
+            self.submit(|pipeline| pipeline.block(full, Work::Fragment))?;
+            self.fragments += 1;
+        }
+        let mut slot = self.slot()?;
+        for (number, content) in std::mem::take(&mut self.held) {
+            self.contents[number].tail = Some(Tail {
+                fragment: self.fragments,
+                // Less than a block.
+                offset: slot.input.len() as u32,
+            });
+            slot.input.extend_from_slice(&content);
+        }
+        self.fragment = Some(slot);
+        Ok(())
+    }
+
     /// Writes the tables for a tree, whose files refer to content given before, and completes the image.
     pub fn finish(mut self, tree: &Tree) -> Result<Summary, WriteError> {
         if self.open {
             return Err(WriteError::Unfinished);
         }
         self.cancel.check()?;
+        self.release()?;
         if let Some(fragment) = self.fragment.take() {
             self.submit(|pipeline| pipeline.block(fragment, Work::Fragment))?;
         }
