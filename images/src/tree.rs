@@ -122,8 +122,18 @@ impl Tree {
 
     /// Sets an entry of a directory and returns the one it replaces. Does nothing where `directory` is no directory.
     pub fn link(&mut self, directory: InodeId, name: &[u8], child: InodeId) -> Option<InodeId> {
+        self.link_owned(directory, name.into(), child)
+    }
+
+    /// Like [`Self::link`], for a caller who can give the name away.
+    pub fn link_owned(
+        &mut self,
+        directory: InodeId,
+        name: Box<[u8]>,
+        child: InodeId,
+    ) -> Option<InodeId> {
         match &mut self.inode_mut(directory).kind {
-            Kind::Directory(entries) => entries.insert(name.into(), child),
+            Kind::Directory(entries) => entries.insert(name, child),
             _ => None,
         }
     }

@@ -43,11 +43,11 @@ impl Later {
                 self.wanted.entry(layer).or_default().insert(*ordinal, id);
                 (Kind::File(UNKNOWN), 0o400)
             }
-            Content::Lower { target, path } => {
+            Content::Lower(link) => {
                 self.links.push(Link {
                     inode: id,
-                    target: target.clone(),
-                    path: path.clone(),
+                    target: link.target.clone(),
+                    path: link.path.clone(),
                 });
                 (Kind::File(UNKNOWN), 0)
             }

@@ -125,7 +125,7 @@ impl Merged {
             }
             if !flags.sealed {
                 for (name, child) in directory.children {
-                    self.fold_name(layer, here, &name, child, &mut upper, later, &mut left)?;
+                    self.fold_name(layer, here, name, child, &mut upper, later, &mut left)?;
                 }
             }
             let flags = self.flags_mut(here);
@@ -143,14 +143,14 @@ impl Merged {
         &mut self,
         layer: usize,
         here: InodeId,
-        name: &[u8],
+        name: Box<[u8]>,
         node: NodeId,
         upper: &mut Upper,
         later: &mut Later,
         left: &mut Vec<(InodeId, NodeId)>,
     ) -> Result<(), MergeError> {
         let body = &upper.node_mut(node).body;
-        let there = match self.tree.child(here, name) {
+        let there = match self.tree.child(here, &name) {
             Some(child) => {
                 if self.is_directory(child) {
                     if matches!(body, Body::Directory(_)) {
@@ -180,7 +180,7 @@ impl Merged {
                 }
             },
         };
-        self.tree.link(here, name, there);
+        self.tree.link_owned(here, name, there);
         Ok(())
     }
 

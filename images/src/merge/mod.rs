@@ -322,11 +322,9 @@ impl<S: Sink> Layer<'_, S> {
         } else {
             self.place(parent, name, &entry, archive)?;
         }
-        let names = self.merge.names + self.upper.len();
-        if names > self.merge.settings.limits.names {
-            return Err(MergeError::TooManyNames {
-                limit: self.merge.settings.limits.names,
-            });
+        let limit = self.merge.settings.limits.names.min(upper::MAX_LEN);
+        if self.merge.names + self.upper.len() > limit {
+            return Err(MergeError::TooManyNames { limit });
         }
         Ok(())
     }

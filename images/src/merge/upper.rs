@@ -14,13 +14,29 @@ use crate::tree::{ContentId, InodeId, Metadata};
 /// Most symbolic links on the way to one entry; Linux allows 40, Go's path walk in the engines 255.
 const MAX_LINKS: usize = 255;
 
+/// Most names and inodes that a layer may have; far enough below 2^32 that one more entry, with all its parents, still
+/// fits.
+pub(super) const MAX_LEN: u64 = 1 << 31;
+
 /// A name of the layer. Index into [`Upper::nodes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NodeId(usize);
+pub(super) struct NodeId(u32);
+
+impl NodeId {
+    const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// An inode of the layer that is no directory. Index into [`Upper::leaves`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LeafId(usize);
+pub(super) struct LeafId(u32);
+
+impl LeafId {
+    const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// A name.
 #[derive(Default)]
@@ -37,10 +53,21 @@ pub(super) enum Body {
     /// Nothing; the name is there because of a whiteout.
     #[default]
     Absent,
-    /// A directory.
-    Directory(Directory),
+    /// A directory; boxed, since most names are no directories.
+    Directory(Box<Directory>),
     /// Anything else.
     Leaf(LeafId),
+}
+
+impl Body {
+    fn directory(metadata: Option<Metadata>, above: Above) -> Self {
+        Self::Directory(Box::new(Directory {
+            children: BTreeMap::new(),
+            metadata,
+            opaque: false,
+            above,
+        }))
+    }
 }
 
 /// A directory.
@@ -77,18 +104,21 @@ pub(super) enum Content {
         ordinal: u64,
     },
     /// A hard link to something in the layers below.
-    Lower {
-        /// What it links to.
-        target: EntryPath,
-        /// The first entry that links to it, for messages.
-        path: EntryPath,
-    },
+    Lower(Box<LowerLink>),
     /// A symbolic link.
     Symlink(Box<[u8]>),
     /// A named pipe.
     Fifo,
     /// A device, which is dropped.
     Device,
+}
+
+/// A hard link to something in the layers below.
+pub(super) struct LowerLink {
+    /// What it links to.
+    pub(super) target: EntryPath,
+    /// The first entry that links to it, for messages.
+    pub(super) path: EntryPath,
 }
 
 /// What the target of a hard link is.
@@ -128,12 +158,7 @@ impl Default for Upper {
         Self {
             nodes: vec![Node {
                 hides: false,
-                body: Body::Directory(Directory {
-                    children: BTreeMap::new(),
-                    metadata: None,
-                    opaque: false,
-                    above: Above::Directory(crate::tree::Tree::ROOT),
-                }),
+                body: Body::directory(None, Above::Directory(crate::tree::Tree::ROOT)),
             }],
             leaves: Vec::new(),
             lower: BTreeMap::new(),
@@ -149,21 +174,21 @@ impl Upper {
     /// The root directory.
     pub(super) const ROOT: NodeId = NodeId(0);
 
-    /// Number of names that were ever made.
+    /// Number of names or of inodes that were ever made, whichever is more.
     pub(super) fn len(&self) -> u64 {
-        self.nodes.len() as u64
+        self.nodes.len().max(self.leaves.len()) as u64
     }
 
     pub(super) fn node_mut(&mut self, node: NodeId) -> &mut Node {
-        &mut self.nodes[node.0]
+        &mut self.nodes[node.index()]
     }
 
     pub(super) fn leaf_mut(&mut self, leaf: LeafId) -> &mut Leaf {
-        &mut self.leaves[leaf.0]
+        &mut self.leaves[leaf.index()]
     }
 
     pub(super) fn content_mut(&mut self, leaf: LeafId) -> &mut Content {
-        &mut self.leaves[leaf.0].content
+        &mut self.leaves[leaf.index()].content
     }
 
     pub(super) fn add_leaf(&mut self, metadata: Metadata, content: Content) -> LeafId {
@@ -172,7 +197,8 @@ impl Upper {
             content,
             inode: None,
         });
-        LeafId(self.leaves.len() - 1)
+        // Lossless: [`MAX_LEN`].
+        LeafId((self.leaves.len() - 1) as u32)
     }
 
     /// The inode of a link to the layers below.
@@ -187,30 +213,30 @@ impl Upper {
             mtime: 0,
             xattrs: None,
         };
-        let content = Content::Lower {
+        let content = Content::Lower(Box::new(LowerLink {
             target: target.clone(),
             path: path.clone(),
-        };
+        }));
         let leaf = self.add_leaf(metadata, content);
         self.lower.insert(target.clone(), leaf);
         leaf
     }
 
     pub(super) fn set_root(&mut self, metadata: Metadata) {
-        if let Body::Directory(directory) = &mut self.nodes[Self::ROOT.0].body {
+        if let Body::Directory(directory) = &mut self.nodes[Self::ROOT.index()].body {
             directory.metadata = Some(metadata);
         }
     }
 
     pub(super) fn set_opaque(&mut self, directory: NodeId) {
-        if let Body::Directory(directory) = &mut self.nodes[directory.0].body {
+        if let Body::Directory(directory) = &mut self.nodes[directory.index()].body {
             directory.opaque = true;
         }
     }
 
     pub(super) fn hide(&mut self, parent: NodeId, name: &[u8]) {
         let node = self.name(parent, name);
-        self.nodes[node.0].hides = true;
+        self.nodes[node.index()].hides = true;
     }
 
     pub(super) fn set_leaf(&mut self, parent: NodeId, name: &[u8], leaf: LeafId) {
@@ -226,19 +252,11 @@ impl Upper {
         merged: &Merged,
     ) {
         let node = self.name(parent, name);
-        if let Body::Directory(directory) = &mut self.nodes[node.0].body {
+        if let Body::Directory(directory) = &mut self.nodes[node.index()].body {
             directory.metadata = Some(metadata.clone());
         } else {
             let above = self.above(parent, name, merged);
-            self.replace(
-                node,
-                Body::Directory(Directory {
-                    children: BTreeMap::new(),
-                    metadata: Some(metadata.clone()),
-                    opaque: false,
-                    above,
-                }),
-            );
+            self.replace(node, Body::directory(Some(metadata.clone()), above));
         }
     }
 
@@ -248,24 +266,25 @@ impl Upper {
     }
 
     fn above(&self, parent: NodeId, name: &[u8], merged: &Merged) -> Above {
-        match &self.nodes[parent.0].body {
+        match &self.nodes[parent.index()].body {
             Body::Directory(directory) => merged.above(directory.above, name),
             Body::Leaf(_) | Body::Absent => Above::Hidden,
         }
     }
 
     fn replace(&mut self, node: NodeId, body: Body) {
-        if !matches!(self.nodes[node.0].body, Body::Absent) {
+        if !matches!(self.nodes[node.index()].body, Body::Absent) {
             // The parent that was found last may have been found through this name.
             self.last_parent = None;
         }
-        self.nodes[node.0].body = body;
+        self.nodes[node.index()].body = body;
     }
 
     /// The node of a name, which is made if need be.
     fn name(&mut self, parent: NodeId, name: &[u8]) -> NodeId {
-        let new = NodeId(self.nodes.len());
-        if let Body::Directory(directory) = &mut self.nodes[parent.0].body {
+        // Lossless: [`MAX_LEN`].
+        let new = NodeId(self.nodes.len() as u32);
+        if let Body::Directory(directory) = &mut self.nodes[parent.index()].body {
             if let Some(node) = directory.children.get(name) {
                 return *node;
             }
@@ -276,7 +295,7 @@ impl Upper {
     }
 
     fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
-        match &self.nodes[parent.0].body {
+        match &self.nodes[parent.index()].body {
             Body::Directory(directory) => directory.children.get(name).copied(),
             Body::Leaf(_) | Body::Absent => None,
         }
@@ -301,15 +320,7 @@ impl Upper {
             } else {
                 let made = self.name(node, &name);
                 let above = self.above(node, &name, merged);
-                self.replace(
-                    made,
-                    Body::Directory(Directory {
-                        children: BTreeMap::new(),
-                        metadata: None,
-                        opaque: false,
-                        above,
-                    }),
-                );
+                self.replace(made, Body::directory(None, above));
                 made
             };
         }
@@ -341,11 +352,11 @@ impl Upper {
                 Some((_, node)) => *node,
             };
             let child = at.and_then(|at| self.child(at, component));
-            let found = match child.map(|child| &self.nodes[child.0].body) {
+            let found = match child.map(|child| &self.nodes[child.index()].body) {
                 None | Some(Body::Absent) => None,
                 Some(Body::Directory(_)) => child,
                 Some(Body::Leaf(leaf)) => {
-                    let Content::Symlink(target) = &self.leaves[leaf.0].content else {
+                    let Content::Symlink(target) = &self.leaves[leaf.index()].content else {
                         return Err(MergeError::Parent {
                             path: path.to_string(),
                             parent: Shown(component).to_string(),
@@ -393,7 +404,7 @@ impl Upper {
             Some((_, node)) => *node,
         };
         let node = parent.and_then(|parent| self.child(parent, name));
-        match node.map(|node| &self.nodes[node.0].body) {
+        match node.map(|node| &self.nodes[node.index()].body) {
             None | Some(Body::Absent) => {
                 let names = steps.iter().map(|(name, _)| &name[..]).chain([name]);
                 let resolved: Vec<_> = names.collect();
@@ -414,7 +425,7 @@ impl Upper {
         let mut node = Self::ROOT;
         let mut sealed = false;
         for component in path.components() {
-            let Body::Directory(directory) = &self.nodes[node.0].body else {
+            let Body::Directory(directory) = &self.nodes[node.index()].body else {
                 return Seen::Hidden;
             };
             sealed |= directory.opaque;
@@ -423,9 +434,9 @@ impl Upper {
                 None if sealed => return Seen::Hidden,
                 None => return Seen::Below,
             };
-            sealed |= self.nodes[node.0].hides;
+            sealed |= self.nodes[node.index()].hides;
         }
-        match self.nodes[node.0].body {
+        match self.nodes[node.index()].body {
             Body::Absent => Seen::Hidden,
             Body::Directory(_) => Seen::Directory,
             Body::Leaf(leaf) => Seen::Leaf(leaf),
