@@ -27,6 +27,11 @@ pub struct ImportConfig {
     pub compression: Compression,
     /// Time stamp of everything in an image, in seconds since 1970. `SOURCE_DATE_EPOCH`.
     pub time: Option<u32>,
+    /// Bytes of decoded layers that may wait to be merged. `CISTA_IMPORT_MEMORY`, 128 MiB.
+    pub memory: Option<usize>,
+    /// Bytes that every layer may expand to, however small it is; a larger one may expand to a hundred times its size as
+    /// well. `CISTA_MAX_LAYER_SIZE`, 16 GiB.
+    pub layer_size: Option<u64>,
 }
 
 impl ImportConfig {
@@ -113,7 +118,21 @@ impl ImportConfig {
             0..=u32::MAX,
             "expected a number of seconds since 1970, below 4294967296",
         )?;
+        let size = |name: &'static str| match text(name)? {
+            None => Ok(None),
+            Some(value) => match super::parse_size(&value) {
+                Some(size) => Ok(Some(size)),
+                None => Err(refused(
+                    name,
+                    value,
+                    "expected a number of bytes, perhaps followed by `K`, `M`, `G` or `T`",
+                )),
+            },
+        };
         Ok(Self {
+            memory: size("CISTA_IMPORT_MEMORY")?
+                .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+            layer_size: size("CISTA_MAX_LAYER_SIZE")?,
             registry,
             password: text("CISTA_PASSWORD")?.map(Secret::new),
             compression,
@@ -187,12 +206,16 @@ mod tests {
             ("CISTA_TRANSFER_TIMEOUT", "7"),
             ("SOURCE_DATE_EPOCH", "1700000000"),
             ("CISTA_COMPRESSION", "zstd:19"),
+            ("CISTA_IMPORT_MEMORY", "64M"),
+            ("CISTA_MAX_LAYER_SIZE", "1T"),
         ])
         .unwrap();
         assert!(config.registry.allow_http);
         assert_eq!(config.registry.idle_timeout, Duration::from_secs(7));
         assert_eq!(config.time, Some(1_700_000_000));
         assert_eq!(config.compression, Compression::Zstd(19));
+        assert_eq!(config.memory, Some(64 << 20));
+        assert_eq!(config.layer_size, Some(1 << 40));
         for no in ["no", "N", "False", "f", "0"] {
             assert!(
                 !load(&[("CISTA_ALLOW_HTTP", no)])
@@ -207,6 +230,7 @@ mod tests {
             ("CISTA_COMPRESSION", "lzo"),
             ("CISTA_MAX_CONNECTIONS", "0"),
             ("CISTA_CONNECT_TIMEOUT", "soon"),
+            ("CISTA_IMPORT_MEMORY", "much"),
         ] {
             assert!(load(&[(name, value)]).is_err(), "{name}={value}");
         }
