@@ -42,6 +42,10 @@ pub(super) fn decompress(
     output: &mut Vec<u8>,
 ) -> Result<(), String> {
     output.clear();
+    // zstd takes nothing for a sequence of no frames, which decompresses to nothing.
+    if input.is_empty() {
+        return Err("it has no bytes".to_owned());
+    }
     match compressor {
         Compressor::Zstd => {
             output.reserve_exact(limit);
@@ -133,7 +137,12 @@ mod tests {
                 decompress(compressor, &packed, limit, &mut output).unwrap_err();
             }
             for cut in [0, 1, packed.len() / 2, packed.len() - 1] {
-                decompress(compressor, &packed[..cut], plain.len(), &mut output).unwrap_err();
+                let result = decompress(compressor, &packed[..cut], plain.len(), &mut output);
+                assert!(
+                    result.is_err(),
+                    "{compressor:?} cut at {cut} of {}",
+                    packed.len()
+                );
             }
         }
     }
