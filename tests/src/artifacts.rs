@@ -28,10 +28,18 @@ pub enum Profile {
     Release,
 }
 
+/// The program that `CISTA_BIN` names.
+#[must_use]
+pub fn given() -> Option<PathBuf> {
+    std::env::var_os("CISTA_BIN")
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+}
+
 /// The `cista` program: `CISTA_BIN`, else the one that cargo built.
 pub fn cista(profile: Profile) -> Result<PathBuf, HarnessError> {
-    if let Some(path) = std::env::var_os("CISTA_BIN").filter(|path| !path.is_empty()) {
-        return Ok(PathBuf::from(path));
+    if let Some(path) = given() {
+        return Ok(path);
     }
     let directory = match profile {
         Profile::Debug => "debug",

@@ -69,7 +69,7 @@ pub enum HarnessError {
         program: String,
     },
     /// Something that this machine lacks.
-    #[error("{what} is missing: {hint}")]
+    #[error("missing: {what} ({hint})")]
     Missing {
         /// What.
         what: String,

@@ -55,7 +55,7 @@ impl Trees {
     pub(super) fn build(root: &Path, cache: &Path, say: &dyn Fn(&str)) -> Result<(), HarnessError> {
         if !we_are_root() {
             return Err(HarnessError::Missing {
-                what: "root, which the Debian images are built as".into(),
+                what: "images of Debian packages, which only root can build".into(),
                 hint: "run `cargo xtask images` once as root".into(),
             });
         }

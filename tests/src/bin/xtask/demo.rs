@@ -34,7 +34,6 @@ struct Subject {
 
 pub(crate) fn run(_args: &Args) -> Outcome {
     let complete = machine::prepare(&[DEMO]);
-    say("building cista");
     machine::build(Profile::Release)?;
     let session = Session::start(Profile::Release, say)?;
     let environment = session.environment("demo", false)?;

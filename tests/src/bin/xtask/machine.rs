@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use cista_tests::artifacts::{Profile, workspace};
+use cista_tests::artifacts::{self, Profile, workspace};
 use cista_tests::case::chain;
 use cista_tests::environment::set_mode;
 use cista_tests::error::HarnessError;
@@ -46,8 +46,12 @@ fn open_fuse_device() -> Result<(), HarnessError> {
     Ok(())
 }
 
-/// Builds `cista`, and shows what cargo says.
+/// Builds `cista`, and shows what cargo says. Nothing is built when `CISTA_BIN` names a built one.
 pub(crate) fn build(profile: Profile) -> Result<(), HarnessError> {
+    if artifacts::given().is_some() {
+        return Ok(());
+    }
+    say("building cista");
     let mut command = cargo();
     command.args(["build", "--quiet", "--package", "cista"]);
     if profile == Profile::Release {

@@ -53,7 +53,6 @@ type Bench = fn(&Session, Option<usize>) -> Result<Vec<Table>, HarnessError>;
 
 pub(crate) fn run(args: &Args) -> Outcome {
     machine::prepare(&[DEMO, BENCHES]);
-    say("building cista");
     machine::build(Profile::Release)?;
     let session = Session::start(Profile::Release, say)?;
     let benches: [(What, &str, Bench); 3] = [
