@@ -94,29 +94,29 @@ fn from_registry(
             .arg(&uri)
     };
     let mut contestants = vec![
-        Contestant::new("work floor", || {
+        Contestant::writing("work floor", || {
             let floor = Floor::measure(&image, &flat)?;
             floors.push(floor);
             Ok(floor.shared())
         }),
-        Contestant::new("cista import, cold", || {
+        Contestant::writing("cista import, cold", || {
             let store = environment.store();
             if store.exists() {
                 std::fs::remove_dir_all(&store).context("remove", &store)?;
             }
             Ok(import("cold.sqsh").check()?.wall)
         }),
-        Contestant::new("cista import, from the store", || {
+        Contestant::writing("cista import, from the store", || {
             Ok(import("warm.sqsh").check()?.wall)
         }),
-        Contestant::new("cista import, no store", || {
+        Contestant::writing("cista import, no store", || {
             let outcome = import("none.sqsh").arg("--no-cache").measured().check()?;
             last = outcome.peak_memory;
             Ok(outcome.wall)
         }),
     ];
     if find_program("enroot").is_some() {
-        contestants.push(Contestant::new("enroot import", || {
+        contestants.push(Contestant::writing("enroot import", || {
             let file = environment.path("enroot.sqsh");
             let _ = std::fs::remove_file(&file);
             let cache = environment.path("enroot-cache");
@@ -164,7 +164,7 @@ fn from_tar(
     let times = take_turns(
         rounds,
         vec![
-            Contestant::new("tar2sqfs", || {
+            Contestant::writing("tar2sqfs", || {
                 let convert = environment
                     .program("tar2sqfs")
                     .args(["--quiet", "--force", "-c", "zstd", "-X", "level=1", "-j"])
@@ -173,7 +173,7 @@ fn from_tar(
                     .stdin_file(open()?);
                 Ok(convert.check()?.wall)
             }),
-            Contestant::new("cista import tar:-", || {
+            Contestant::writing("cista import tar:-", || {
                 let import = environment
                     .cista(["import", "-q", "-f", "-o", "tar.sqsh", "tar:-"])
                     .stdin_file(open()?);
