@@ -16,7 +16,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
@@ -37,6 +37,9 @@ pub const UPPER: &str = "upper";
 pub const WORK: &str = "work";
 const TREE: &str = "rootfs";
 const LOCK: &str = "lock";
+
+/// How long the server of a container that has just ended may take to end too, on a busy machine.
+const SERVER_ENDS: Duration = Duration::from_millis(500);
 
 /// Longest description that is read, in bytes.
 const MAX_DESCRIPTION: u64 = 1 << 20;
@@ -278,9 +281,12 @@ impl Container {
     /// Takes the right to write to the upper layer, which overlayfs gives to one mount at a time. It lasts as long as the file is open in some
     /// process. None where the file system has no locks: then nobody can be kept out.
     ///
+    /// The server of a container holds it, and ends a moment after the container's last process; a script's next command may come before
+    /// that. So it is asked for a little longer ([`SERVER_ENDS`]).
+    ///
     /// # Errors
     ///
-    /// [`ContainerError::Busy`] where someone has it.
+    /// [`ContainerError::Busy`] where someone still has it.
     pub fn lock_for_writing(&self) -> Result<Option<fs::File>, ContainerError> {
         let path = self.directory.join(LOCK);
         let file = fs::OpenOptions::new()
@@ -289,12 +295,20 @@ impl Container {
             .write(true)
             .open(&path)
             .map_err(system("open", &path))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(file)),
-            Err(Errno::WOULDBLOCK) => Err(ContainerError::Busy {
-                name: self.name.to_string_lossy().into_owned(),
-            }),
-            Err(_) => Ok(None),
+        let begin = Instant::now();
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(file)),
+                Err(Errno::WOULDBLOCK) if begin.elapsed() < SERVER_ENDS => {
+                    std::thread::sleep(SERVER_ENDS / 100);
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(ContainerError::Busy {
+                        name: self.name.to_string_lossy().into_owned(),
+                    });
+                }
+                Err(_) => return Ok(None),
+            }
         }
     }
 
