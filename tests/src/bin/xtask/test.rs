@@ -38,6 +38,8 @@ struct Counts {
 #[derive(Debug, Default)]
 struct Tally {
     tiers: BTreeMap<Tier, Counts>,
+    /// Names in libtest's list of failures, while it lasts.
+    listed: Option<Vec<String>>,
     /// Unit tests that said that they skipped, since libtest's last result.
     unit_skips: usize,
     /// `NAME: why`, of tests that were skipped.
@@ -97,6 +99,8 @@ fn run_unit_tests(tally: &mut Tally) -> Result<(), HarnessError> {
         let mut child = machine::cargo()
             .args(arguments)
             .args(["--", "--show-output"])
+            // A failed assertion says where it is; the rest of the stack is the harness.
+            .env("RUST_BACKTRACE", "0")
             .stdout(Stdio::piped())
             .spawn()
             .map_err(spawn_error)?;
@@ -146,7 +150,6 @@ fn run_end_to_end_tests(filter: Option<&str>, tally: &mut Tally) -> Result<(), H
         ])
         .args(filter)
         .env("CISTA_TEST_REPORT", &report)
-        // A failed assertion says where it is; the rest of the stack is the harness.
         .env("RUST_BACKTRACE", "0")
         .status()
         .map_err(|source| HarnessError::Spawn {
@@ -204,11 +207,12 @@ impl Tally {
             counts.passed += count("passed").saturating_sub(skipped);
             counts.failed += count("failed");
             counts.skipped += count("ignored") + skipped;
-        } else if let Some(name) = line
-            .strip_prefix("test ")
-            .and_then(|rest| rest.strip_suffix(" ... FAILED"))
-        {
-            self.failures.push(name.to_owned());
+            self.failures.extend(self.listed.take().unwrap_or_default());
+        } else if line == "failures:" {
+            // It stands above what the failed tests printed, and again above the list of their names.
+            self.listed = Some(Vec::new());
+        } else if let (Some(listed), Some(name)) = (&mut self.listed, line.strip_prefix("    ")) {
+            listed.push(name.to_owned());
         }
     }
 
@@ -270,8 +274,12 @@ mod tests {
         let mut tally = Tally::default();
         for line in [
             "skipped: kernel_mount: not root",
+            "failures:",
+            "    some text that a failed test printed",
+            "failures:",
+            "    a::b",
+            "",
             "test result: FAILED. 12 passed; 2 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.01s",
-            "test a::b ... FAILED",
         ] {
             tally.unit_line(line);
         }
