@@ -536,7 +536,6 @@ fn any_change() -> impl Strategy<Value = String> {
         path().prop_map(|path| format!("mkdir {path}")),
         path().prop_map(|path| format!("echo {path} >> {path}")),
         path().prop_map(|path| format!("ln -s target {path}")),
-        (path(), path()).prop_map(|(from, to)| format!("ln {from} {to}")),
         (path(), path()).prop_map(|(from, to)| format!("mv -T {from} {to}")),
         (path(), 0..0o10000_u32)
             .prop_map(|(path, mode)| format!("chmod {:o} {path}", mode | 0o700)),
