@@ -1,12 +1,21 @@
 //! Typed settings: where things are and how they are done.
 //!
-//! The only module that reads the process environment. Directories follow the XDG base directory specification; each
-//! can be set by a `CISTA_…` variable.
+//! The only module that reads the process environment. What there is to set stands in one table, [`settings`]; where it may be
+//! set in [`sources`]; how files look in [`file`]. [`Config`] is what most commands need, and [`import`] what only imports
+//! need. A start pays for what it uses: three system calls where there are no files.
+//!
+//! A table of `cista.toml` with a structure of its own gets a file of its own here, and is read by [`Sources::structures`].
 
+pub mod file;
 pub mod import;
+pub mod settings;
+pub mod sources;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+
+use file::FileError;
+pub use sources::Sources;
 
 /// The effective settings.
 #[derive(Clone, Debug)]
@@ -28,6 +37,8 @@ pub struct Config {
     /// Bytes that a container may keep in memory as files: `/tmp` and, where they do not persist, changes of its root. `CISTA_SCRATCH_SIZE`; None
     /// for the kernel's default, half of the memory.
     pub scratch_size: Option<u64>,
+    /// Where the settings come from, for those that only some commands need.
+    pub sources: Sources,
 }
 
 /// How an image becomes a root file system.
@@ -59,22 +70,29 @@ pub enum ConfigError {
         /// The variable that names it.
         variable: &'static str,
     },
-    /// A variable's value cannot be used.
-    #[error("`{variable}` is `{value}`: {expected}")]
+    /// A value cannot be used.
+    #[error("`{name}` is `{value}`: expected {expected}")]
     Value {
-        /// The variable.
-        variable: &'static str,
+        /// The variable, or the setting and where it is set.
+        name: String,
         /// Its value.
         value: String,
         /// What it should be.
-        expected: &'static str,
+        expected: String,
     },
+    /// A file of settings cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 impl Config {
-    /// Reads the environment.
+    /// Reads the environment and the files.
+    ///
+    /// # Errors
+    ///
+    /// A file or a value that cannot be used.
     pub fn load() -> Result<Self, ConfigError> {
-        Self::from_variables(|name| std::env::var_os(name).filter(|value| !value.is_empty()))
+        Self::from_sources(Sources::load()?)
     }
 
     /// Threads for compression and decompression: what `CISTA_MAX_PROCESSORS` says, otherwise the processors that this process may use.
@@ -86,135 +104,36 @@ impl Config {
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
     }
 
-    fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
-        let directory = |what, own: &'static str, xdg: &str, below_home: &str| {
-            if let Some(path) = variable(own) {
-                return Ok(PathBuf::from(path));
-            }
-            // The specification: a relative path in an XDG variable is invalid and ignored.
-            if let Some(base) = variable(xdg)
-                .map(PathBuf::from)
-                .filter(|path| path.is_absolute())
-            {
-                return Ok(base.join("cista"));
-            }
-            variable("HOME")
-                .map(|home| PathBuf::from(home).join(below_home).join("cista"))
-                .ok_or(ConfigError::NoHome {
-                    what,
-                    variable: own,
-                })
-        };
-        let runtime_path = variable("CISTA_RUNTIME_PATH").map_or_else(
-            || match variable("XDG_RUNTIME_DIR")
-                .map(PathBuf::from)
-                .filter(|path| path.is_absolute())
-            {
-                Some(base) => base.join("cista"),
-                None => PathBuf::from(format!("/tmp/cista-{}", rustix::process::getuid().as_raw())),
-            },
-            PathBuf::from,
-        );
-        let processors = match variable("CISTA_MAX_PROCESSORS") {
-            None => None,
-            Some(value) => Some(
-                value
-                    .to_str()
-                    .and_then(|text| text.parse().ok())
-                    .filter(|count| (1..=1024).contains(count))
-                    .ok_or_else(|| ConfigError::Value {
-                        variable: "CISTA_MAX_PROCESSORS",
-                        value: value.to_string_lossy().into_owned(),
-                        expected: "expected a number from 1 to 1024",
-                    })?,
-            ),
-        };
-        let mount = match variable("CISTA_MOUNT") {
-            None => MountMethod::Auto,
-            Some(value) => match value.to_str() {
-                Some("auto") => MountMethod::Auto,
-                Some("fuse") => MountMethod::Fuse,
-                Some("unpack") => MountMethod::Unpack,
-                _ => {
-                    return Err(ConfigError::Value {
-                        variable: "CISTA_MOUNT",
-                        value: value.to_string_lossy().into_owned(),
-                        expected: "expected `auto`, `fuse` or `unpack`",
-                    });
-                }
-            },
-        };
-        let size = |name: &'static str| {
-            match variable(name) {
-            None => Ok(None),
-            Some(value) => value
-                .to_str()
-                .and_then(parse_size)
-                .map(Some)
-                .ok_or_else(|| ConfigError::Value {
-                    variable: name,
-                    value: value.to_string_lossy().into_owned(),
-                    expected: "expected a number of bytes, perhaps followed by `K`, `M`, `G` or `T`",
-                }),
-        }
-        };
-        let image_cache = size("CISTA_IMAGE_CACHE_SIZE")?.map_or(DEFAULT_IMAGE_CACHE, |bytes| {
-            usize::try_from(bytes).unwrap_or(usize::MAX)
-        });
-        let scratch_size = size("CISTA_SCRATCH_SIZE")?;
+    /// The settings that sources give.
+    ///
+    /// # Errors
+    ///
+    /// A value that cannot be used.
+    pub fn from_sources(sources: Sources) -> Result<Self, ConfigError> {
+        let mount = sources.parsed(&settings::MOUNT, |word| match word {
+            "auto" => Some(MountMethod::Auto),
+            "fuse" => Some(MountMethod::Fuse),
+            "unpack" => Some(MountMethod::Unpack),
+            _ => None,
+        })?;
+        let image_cache = sources.size(&settings::IMAGE_CACHE_SIZE)?;
         Ok(Self {
-            mount,
-            image_cache,
-            scratch_size,
-            cache_path: directory("cache", "CISTA_CACHE_PATH", "XDG_CACHE_HOME", ".cache")?,
-            data_path: directory("data", "CISTA_DATA_PATH", "XDG_DATA_HOME", ".local/share")?,
-            runtime_path,
-            config_path: directory(
-                "configuration",
-                "CISTA_CONFIG_PATH",
-                "XDG_CONFIG_HOME",
-                ".config",
-            )?,
-            processors,
+            cache_path: sources.directory(&settings::CACHE_PATH)?,
+            data_path: sources.directory(&settings::DATA_PATH)?,
+            runtime_path: sources.directory(&settings::RUNTIME_PATH)?,
+            config_path: sources.directory(&settings::CONFIG_PATH)?,
+            processors: sources
+                .number(&settings::MAX_PROCESSORS)?
+                .map(|number| number as usize),
+            mount: mount.unwrap_or_default(),
+            image_cache: image_cache.map_or(DEFAULT_IMAGE_CACHE, |bytes| {
+                usize::try_from(bytes).unwrap_or(usize::MAX)
+            }),
+            scratch_size: sources.size(&settings::SCRATCH_SIZE)?,
+            sources,
         })
     }
 }
 
 /// Bytes of decoded blocks that the server of an image keeps unless told otherwise.
 const DEFAULT_IMAGE_CACHE: usize = 256 << 20;
-
-/// A number of bytes with an optional binary unit, such as `256M`.
-fn parse_size(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let (digits, shift) = match text.char_indices().last()? {
-        (at, 'k' | 'K') => (&text[..at], 10),
-        (at, 'm' | 'M') => (&text[..at], 20),
-        (at, 'g' | 'G') => (&text[..at], 30),
-        (at, 't' | 'T') => (&text[..at], 40),
-        _ => (text, 0),
-    };
-    let number: u64 = digits.parse().ok()?;
-    number.checked_mul(1 << shift)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes() {
-        for (text, bytes) in [
-            ("0", Some(0)),
-            ("4096", Some(4096)),
-            ("256M", Some(256 << 20)),
-            (" 1g ", Some(1 << 30)),
-            ("", None),
-            ("M", None),
-            ("1.5G", None),
-            ("99999999T", None),
-            ("1é", None),
-        ] {
-            assert_eq!(parse_size(text), bytes, "{text}");
-        }
-    }
-}

@@ -23,8 +23,8 @@ pub(super) struct Args {
     uri: String,
 }
 
-pub(super) fn run(args: Args, _context: &Context) -> Outcome {
-    let config = ImportConfig::load()?;
+pub(super) fn run(args: Args, context: &Context) -> Outcome {
+    let config = ImportConfig::load(&context.config.sources)?;
     let reference = import::parse(&args.uri)?;
     let cancel = sys::signal::cancel_on_signals()?;
     let source = import::open(&reference, &config, None)?;

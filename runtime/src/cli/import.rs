@@ -110,7 +110,7 @@ impl ImageOptions {
 
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
     let start = Instant::now();
-    let config = ImportConfig::load()?;
+    let config = ImportConfig::load(&context.config.sources)?;
     let reference = parse(&args.uri)?;
     let path = match args.output {
         Some(path) => path,

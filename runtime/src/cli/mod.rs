@@ -2,6 +2,7 @@
 //!
 //! Each command has an `Args` (clap) and a `run` that takes them and the [`Context`].
 
+mod config;
 mod create;
 mod digest;
 mod export;
@@ -60,6 +61,7 @@ enum Command {
     Remove(remove::Args),
     Inspect(inspect::Args),
     Digest(digest::Args),
+    Config(config::Args),
     Version(version::Args),
 }
 
@@ -67,7 +69,13 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let outcome = Config::load().map_err(Failure::from).and_then(|config| {
+    let load = || {
+        Config::load().map_err(|error| match cli.command {
+            Command::Start(_) | Command::Run(_) => Failure::from(error).with_status(status::SETUP),
+            _ => Failure::from(error),
+        })
+    };
+    let outcome = load().and_then(|config| {
         let context = Context {
             config,
             verbose: cli.verbose,
@@ -82,6 +90,7 @@ pub fn main() -> ExitCode {
             Command::Remove(args) => remove::run(args, &context),
             Command::Inspect(args) => inspect::run(args, &context),
             Command::Digest(args) => digest::run(args, &context),
+            Command::Config(args) => config::run(args, &context),
             Command::Version(args) => version::run(args, &context),
         }
     });

@@ -102,7 +102,7 @@ fn with_resolved(
 
 /// The path of the image in the store, which is imported if need be.
 fn prepare(args: &Args, context: &Context) -> Result<PathBuf, Failure> {
-    let config = ImportConfig::load()?;
+    let config = ImportConfig::load(&context.config.sources)?;
     let reference = import::parse(&args.uri)?;
     if let Reference::Directory(_) = reference {
         return Err(no_digest(&args.uri));

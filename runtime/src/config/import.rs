@@ -4,15 +4,13 @@
 //! follows: OpenSSL's for certificates, curl's for proxies (of which `http_proxy` is read in lower case only, because
 //! a CGI client could set the other), and reproducible-builds.org's for time stamps.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cista_images::registry::{Credential, Fixed, Secret, Settings};
 use cista_images::squashfs::compression::Compression;
 
-use super::ConfigError;
+use super::{ConfigError, Sources, settings};
 
 /// The settings of imports.
 #[derive(Clone, Debug)]
@@ -35,108 +33,54 @@ pub struct ImportConfig {
 }
 
 impl ImportConfig {
-    /// Reads the environment.
+    /// The settings of imports that sources give.
     ///
     /// # Errors
     ///
     /// [`ConfigError::Value`].
-    pub fn load() -> Result<Self, ConfigError> {
-        Self::from_variables(|name| std::env::var_os(name).filter(|value| !value.is_empty()))
-    }
-
-    fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
-        let text = |name: &'static str| match variable(name) {
-            None => Ok(None),
-            Some(value) => value.into_string().map(Some).map_err(|value| {
-                let value = value.to_string_lossy().into_owned();
-                refused(name, value, "expected text in UTF-8")
-            }),
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let seconds = |setting, default| {
+            let number = sources.number(setting)?;
+            Ok::<_, ConfigError>(
+                number.map_or(default, |number| Duration::from_secs(u64::from(number))),
+            )
         };
-        let number = |name: &'static str, range: std::ops::RangeInclusive<u32>, expected| {
-            match text(name)? {
-                None => Ok(None),
-                Some(value) => match value.trim().parse() {
-                    Ok(number) if range.contains(&number) => Ok(Some(number)),
-                    _ => Err(refused(name, value, expected)),
-                },
-            }
+        let all = sources.text(&settings::ALL_PROXY)?;
+        let proxy = |setting| {
+            let own = sources.text(setting)?;
+            Ok::<_, ConfigError>(own.or_else(|| all.clone()).map(Secret::new))
         };
-        let either = |lower: &'static str, upper: &'static str| match text(lower)? {
-            Some(value) => Ok(Some(value)),
-            None => text(upper),
-        };
-        let seconds = |name| {
-            let number = number(
-                name,
-                1..=86_400,
-                "expected a number of seconds from 1 to 86400",
-            )?;
-            Ok(number.map(|number| Duration::from_secs(u64::from(number))))
-        };
-        let all = either("all_proxy", "ALL_PROXY")?;
         let defaults = Settings::default();
         let registry = Settings {
-            allow_http: text("CISTA_ALLOW_HTTP")?.is_some_and(|value| is_true(&value)),
-            ca_file: variable("SSL_CERT_FILE").map(PathBuf::from),
-            ca_directories: variable("SSL_CERT_DIR")
+            allow_http: sources.switch(&settings::ALLOW_HTTP)?.unwrap_or(false),
+            ca_file: sources.path(&settings::CA_FILE),
+            ca_directories: sources
+                .path(&settings::CA_DIRECTORIES)
                 .map(|directories| std::env::split_paths(&directories).collect())
                 .unwrap_or_default(),
-            https_proxy: either("https_proxy", "HTTPS_PROXY")?
-                .or_else(|| all.clone())
-                .map(Secret::new),
-            http_proxy: text("http_proxy")?.or(all).map(Secret::new),
-            no_proxy: either("no_proxy", "NO_PROXY")?.unwrap_or_default(),
-            connect_timeout: seconds("CISTA_CONNECT_TIMEOUT")?.unwrap_or(defaults.connect_timeout),
-            idle_timeout: seconds("CISTA_TRANSFER_TIMEOUT")?.unwrap_or(defaults.idle_timeout),
+            https_proxy: proxy(&settings::HTTPS_PROXY)?,
+            http_proxy: proxy(&settings::HTTP_PROXY)?,
+            no_proxy: sources.text(&settings::NO_PROXY)?.unwrap_or_default(),
+            connect_timeout: seconds(&settings::CONNECT_TIMEOUT, defaults.connect_timeout)?,
+            idle_timeout: seconds(&settings::TRANSFER_TIMEOUT, defaults.idle_timeout)?,
             retry_delay: defaults.retry_delay,
-            retries: number(
-                "CISTA_TRANSFER_RETRIES",
-                0..=1000,
-                "expected a number from 0 to 1000",
-            )?
-            .unwrap_or(defaults.retries),
-            max_connections: number(
-                "CISTA_MAX_CONNECTIONS",
-                1..=256,
-                "expected a number from 1 to 256",
-            )?
-            .map_or(defaults.max_connections, |number| number as usize),
+            retries: sources
+                .number(&settings::TRANSFER_RETRIES)?
+                .unwrap_or(defaults.retries),
+            max_connections: sources
+                .number(&settings::MAX_CONNECTIONS)?
+                .map_or(defaults.max_connections, |number| number as usize),
             credentials: defaults.credentials,
         };
-        let compression = match text("CISTA_COMPRESSION")? {
-            None => Compression::default(),
-            Some(value) => value.parse().map_err(|_| {
-                refused(
-                    "CISTA_COMPRESSION",
-                    value,
-                    "expected `zstd`, `zstd:N`, `lz4`, `gzip`, `gzip:N`, `xz` or `none`",
-                )
-            })?,
-        };
-        let time = number(
-            "SOURCE_DATE_EPOCH",
-            0..=u32::MAX,
-            "expected a number of seconds since 1970, below 4294967296",
-        )?;
-        let size = |name: &'static str| match text(name)? {
-            None => Ok(None),
-            Some(value) => match super::parse_size(&value) {
-                Some(size) => Ok(Some(size)),
-                None => Err(refused(
-                    name,
-                    value,
-                    "expected a number of bytes, perhaps followed by `K`, `M`, `G` or `T`",
-                )),
-            },
-        };
+        let compression = sources.parsed(&settings::COMPRESSION, |text| text.parse().ok())?;
+        let memory = sources.size(&settings::IMPORT_MEMORY)?;
         Ok(Self {
-            memory: size("CISTA_IMPORT_MEMORY")?
-                .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
-            layer_size: size("CISTA_MAX_LAYER_SIZE")?,
+            memory: memory.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+            layer_size: sources.size(&settings::MAX_LAYER_SIZE)?,
             registry,
-            password: text("CISTA_PASSWORD")?.map(Secret::new),
-            compression,
-            time,
+            password: sources.text(&settings::PASSWORD)?.map(Secret::new),
+            compression: compression.unwrap_or_default(),
+            time: sources.number(&settings::TIME)?,
         })
     }
 
@@ -157,30 +101,12 @@ impl ImportConfig {
     }
 }
 
-fn refused(variable: &'static str, value: String, expected: &'static str) -> ConfigError {
-    ConfigError::Value {
-        variable,
-        value,
-        expected,
-    }
-}
-
-/// Whether a switch is on: everything but the ways to say no that enroot knows.
-fn is_true(value: &str) -> bool {
-    !["no", "n", "false", "f", "0"]
-        .iter()
-        .any(|no| value.eq_ignore_ascii_case(no))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn load(variables: &[(&str, &str)]) -> Result<ImportConfig, ConfigError> {
-        ImportConfig::from_variables(|name| {
-            let found = variables.iter().find(|(known, _)| *known == name);
-            found.map(|(_, value)| OsString::from(value))
-        })
+        ImportConfig::load(&Sources::of(variables))
     }
 
     #[test]

@@ -10,6 +10,7 @@
 )]
 
 mod bad_input;
+mod config;
 mod containers;
 mod import;
 mod isolation;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         isolation::CASES,
         run::CASES,
         containers::CASES,
+        config::CASES,
     ];
     let outcome = Session::start(Profile::Debug, |text| eprintln!("    {text}"))
         .and_then(|session| run_all(session, &cases));

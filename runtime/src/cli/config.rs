@@ -1,0 +1,166 @@
+//! `cista config`: show the effective settings, and where each comes from
+
+use std::process::ExitCode;
+
+use super::{Context, Failure, Outcome};
+use crate::config::settings::{self, Kind, Setting};
+use crate::config::sources::{Found, Origin};
+use crate::ui;
+
+/// Show the effective settings, and where each comes from
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// As JSON, with what each setting does
+    #[arg(long)]
+    json: bool,
+    /// Only these settings, such as `limits.max_processors` or `CISTA_MAX_PROCESSORS`
+    #[arg(value_name = "SETTING")]
+    names: Vec<String>,
+}
+
+/// A setting with its value.
+struct Line {
+    setting: &'static Setting,
+    /// None where there is none, for instance no proxy.
+    value: Option<String>,
+    origin: Origin,
+}
+
+pub(super) fn run(args: Args, context: &Context) -> Outcome {
+    let mut lines = Vec::new();
+    for setting in chosen(&args.names)? {
+        lines.push(line(setting, context)?);
+    }
+    if args.json {
+        let list: Vec<serde_json::Value> = lines.iter().map(json).collect();
+        ui::data(serde_json::to_string_pretty(&list)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    // A single setting is for scripts: its value alone.
+    if let ([_], [only]) = (&args.names[..], &lines[..]) {
+        ui::data(only.value.as_deref().unwrap_or_default());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut section = "";
+    for line in &lines {
+        if line.setting.section != section {
+            let gap = if section.is_empty() { "" } else { "\n" };
+            section = line.setting.section;
+            ui::data(format_args!("{gap}[{section}]"));
+        }
+        let value = match &line.value {
+            Some(value) => value.clone(),
+            None => format!("({})", line.setting.default),
+        };
+        let assignment = format!("{} = {value}", line.setting.key);
+        ui::data(format_args!("{assignment:<48} # {}", line.origin));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Setting>, Failure> {
+    if names.is_empty() {
+        return Ok(settings::ALL.to_vec());
+    }
+    let find = |name: &String| {
+        let found = settings::ALL.iter().copied().find(|setting| {
+            setting.variables.contains(&name.as_str())
+                || name
+                    .split_once('.')
+                    .is_some_and(|(section, key)| (setting.section, setting.key) == (section, key))
+        });
+        found.ok_or_else(|| {
+            Failure::new(std::io::Error::other(format!(
+                "there is no setting `{name}`"
+            )))
+            .with_hint("`cista config` shows them all")
+        })
+    };
+    names.iter().map(find).collect()
+}
+
+fn line(setting: &'static Setting, context: &Context) -> Result<Line, Failure> {
+    let sources = &context.config.sources;
+    let found = sources.find(setting);
+    if let Some(Found { value, origin }) = found {
+        // The check that the command that uses it would make.
+        sources.parsed(setting, |text| setting.kind.accepts(text).then_some(()))?;
+        let value = match setting.kind {
+            Kind::Secret => "(not shown)".to_owned(),
+            _ => without_password(&value.to_string_lossy()),
+        };
+        return Ok(Line {
+            setting,
+            value: Some(value),
+            origin,
+        });
+    }
+    let value = match setting.kind {
+        Kind::Directory { .. } | Kind::RuntimeDirectory => {
+            Some(sources.directory(setting)?.display().to_string())
+        }
+        // A default in words is no value.
+        kind => Some(setting.default)
+            .filter(|text| kind.accepts(text) && kind != Kind::Text && kind != Kind::Secret)
+            .filter(|_| !matches!(kind, Kind::Path | Kind::Paths))
+            .map(str::to_owned),
+    };
+    Ok(Line {
+        setting,
+        value,
+        origin: Origin::Default,
+    })
+}
+
+/// A proxy's URL without the password that it may hold.
+fn without_password(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return text.to_owned();
+    };
+    match rest.rsplit_once('@') {
+        Some((user, host)) => {
+            let user = user.split(':').next().unwrap_or_default();
+            format!("{scheme}://{user}:…@{host}")
+        }
+        None => text.to_owned(),
+    }
+}
+
+fn json(line: &Line) -> serde_json::Value {
+    let setting = line.setting;
+    let origin = match &line.origin {
+        Origin::Variable(name) => serde_json::json!({ "variable": name }),
+        Origin::File(place) => {
+            serde_json::json!({ "file": place.path.display().to_string(), "line": place.line })
+        }
+        Origin::Default => serde_json::json!("default"),
+    };
+    serde_json::json!({
+        "section": setting.section,
+        "key": setting.key,
+        "value": line.value,
+        "origin": origin,
+        "variables": setting.variables,
+        "enroot": setting.enroot,
+        "default": setting.default,
+        "expected": setting.kind.expected(),
+        "help": setting.help,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_password;
+
+    #[test]
+    fn passwords_of_proxies_are_not_shown() {
+        for (text, expected) in [
+            ("http://me:hunter2@proxy:3128", "http://me:…@proxy:3128"),
+            ("http://me:a@b@proxy", "http://me:…@proxy"),
+            ("http://proxy:3128", "http://proxy:3128"),
+            ("/some/path", "/some/path"),
+        ] {
+            assert_eq!(without_password(text), expected);
+        }
+    }
+}
