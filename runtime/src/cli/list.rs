@@ -1,10 +1,14 @@
 //! `cista list`: list containers
 
+use std::borrow::Cow;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::Serialize;
+
 use super::{Context, Outcome};
-use crate::container::named::{self, Container};
+use crate::container::Root;
+use crate::container::named::{self, Container, Content};
 use crate::container::running::{self, Process};
 use crate::ui;
 
@@ -14,6 +18,33 @@ pub(super) struct Args {
     /// Show the processes of each container as a table
     #[arg(short, long)]
     fancy: bool,
+    /// Show the containers and their processes as JSON; see docs/list.md for its fields
+    #[arg(long, conflicts_with = "fancy")]
+    json: bool,
+}
+
+/// A container, as `--json` shows it. Fields are added but never renamed or removed.
+#[derive(Debug, Serialize)]
+struct ContainerEntry<'a> {
+    name: Cow<'a, str>,
+    directory: Cow<'a, str>,
+    unpacked: bool,
+    /// None for a tree of enroot.
+    created: Option<u64>,
+    processes: Vec<ProcessEntry<'a>>,
+}
+
+/// A process, as `--json` shows it.
+#[derive(Debug, Serialize)]
+struct ProcessEntry<'a> {
+    pid: u32,
+    name: &'a str,
+    state: char,
+    started: u64,
+    cpu_seconds: u64,
+    mount_namespace: u64,
+    user_namespace: u64,
+    command: &'a [String],
 }
 
 /// The columns of the table, in enroot's order: scripts read the name and the number by their position.
@@ -23,7 +54,7 @@ const COLUMNS: [&str; 9] = [
 
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
     let names = named::names(&context.config.data_path)?;
-    if !args.fancy {
+    if !args.fancy && !args.json {
         for name in names {
             ui::data(name.display());
         }
@@ -34,7 +65,17 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
         // One that was removed meanwhile, or is damaged, does not hide the others.
         .filter_map(|name| Container::open(&context.config.data_path, name).ok())
         .collect();
-    let processes = running::processes(&containers);
+    let roots: Vec<Root> = containers.iter().cloned().map(Root::Container).collect();
+    let processes = running::processes(&roots);
+    if args.json {
+        let entries: Vec<ContainerEntry<'_>> = containers
+            .iter()
+            .enumerate()
+            .map(|(at, container)| entry(container, at, &processes))
+            .collect();
+        ui::data(serde_json::to_string_pretty(&entries)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -57,18 +98,55 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+fn entry<'a>(
+    container: &'a Container,
+    at: usize,
+    processes: &'a [(usize, Process)],
+) -> ContainerEntry<'a> {
+    ContainerEntry {
+        name: container.name.to_string_lossy(),
+        directory: container.directory.to_string_lossy(),
+        unpacked: matches!(container.content, Content::Tree(_)),
+        created: Some(container.created).filter(|created| *created > 0),
+        processes: processes
+            .iter()
+            .filter(|(owner, _)| *owner == at)
+            .map(|(_, process)| ProcessEntry {
+                pid: process.pid,
+                name: &process.name,
+                state: process.state,
+                started: process.started,
+                cpu_seconds: process.time,
+                mount_namespace: process.mount_namespace,
+                user_namespace: process.user_namespace,
+                command: &process.command,
+            })
+            .collect(),
+    }
+}
+
 fn row(name: &str, process: &Process, now: Duration) -> [String; COLUMNS.len()] {
     [
         name.to_owned(),
         process.pid.to_string(),
-        process.name.clone(),
+        printable(&process.name),
         process.state.to_string(),
         elapsed(now.as_secs().saturating_sub(process.started)),
         clock(process.time),
         process.mount_namespace.to_string(),
         process.user_namespace.to_string(),
-        process.command.clone(),
+        if process.command.is_empty() {
+            // A zombie has none any more; ps(1) writes it like this too.
+            format!("[{}]", printable(&process.name))
+        } else {
+            printable(&process.command.join(" "))
+        },
     ]
+}
+
+/// A text without what would end its line or do something to the terminal.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, "?")
 }
 
 /// A duration as ps(1) writes it: `[[days-]hours:]minutes:seconds`.
@@ -127,6 +205,11 @@ mod tests {
             assert_eq!(elapsed(seconds), text);
         }
         assert_eq!(clock(3661), "01:01:01");
+    }
+
+    #[test]
+    fn a_process_cannot_forge_lines() {
+        assert_eq!(printable("sh -c a\nb 1\u{1b}[2J"), "sh -c a?b 1?[2J");
     }
 
     #[test]

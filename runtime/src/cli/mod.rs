@@ -5,6 +5,7 @@
 mod config;
 mod create;
 mod digest;
+mod exec;
 mod export;
 mod failure;
 mod import;
@@ -56,6 +57,7 @@ enum Command {
     Create(create::Args),
     Start(start::Args),
     Run(run::Args),
+    Exec(exec::Args),
     Export(export::Args),
     List(list::Args),
     Remove(remove::Args),
@@ -85,6 +87,7 @@ pub fn main() -> ExitCode {
             Command::Create(args) => create::run(args, &context),
             Command::Start(args) => start::run(args, &context),
             Command::Run(args) => run::run(args, &context),
+            Command::Exec(args) => exec::run(args, &context),
             Command::Export(args) => export::run(args, &context),
             Command::List(args) => list::run(args, &context),
             Command::Remove(args) => remove::run(args, &context),

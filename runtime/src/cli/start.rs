@@ -53,7 +53,7 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
 }
 
 /// What a command line names: a file is an image, everything else the name of a container.
-fn find(target: &Path, context: &Context) -> Result<Root, Failure> {
+pub(super) fn find(target: &Path, context: &Context) -> Result<Root, Failure> {
     if target.is_file() {
         return Ok(Root::Image(target.to_owned()));
     }
@@ -126,10 +126,18 @@ fn spec(root: Root, options: &Options, command: Vec<OsString>) -> Result<Spec, F
     })
 }
 
+/// The exit status for a program that is not running.
+pub(super) fn program_status(error: &ProgramError) -> u8 {
+    match error {
+        ProgramError::NotFound { .. } => status::NOT_FOUND,
+        ProgramError::CannotExecute { .. } => status::CANNOT_EXECUTE,
+        ProgramError::BadArguments => status::SETUP,
+    }
+}
+
 fn failure(error: StartError) -> Failure {
     let status = match &error {
-        StartError::Program(ProgramError::NotFound { .. }) => status::NOT_FOUND,
-        StartError::Program(ProgramError::CannotExecute { .. }) => status::CANNOT_EXECUTE,
+        StartError::Program(error) => program_status(error),
         _ => status::SETUP,
     };
     let hint = hint(&error);

@@ -49,6 +49,19 @@ impl Environment {
         }
     }
 
+    /// Sets what a `NAME=VALUE` text of a running process says, whatever its name looks like: shells export functions as `BASH_FUNC_f%%`.
+    pub fn set_any(&mut self, assignment: &OsStr) {
+        let bytes = assignment.as_bytes();
+        if let Some(at) = bytes
+            .iter()
+            .position(|&byte| byte == b'=')
+            .filter(|&at| at > 0)
+        {
+            let (name, value) = (&bytes[..at], &bytes[at + 1..]);
+            self.set(OsStr::from_bytes(name), OsStr::from_bytes(value));
+        }
+    }
+
     /// Sets what the lines of an image's `/etc/environment` say, `${NAME}` being replaced by the host's variable of that name.
     pub fn set_lines(&mut self, file: &[u8], host: impl Fn(&OsStr) -> Option<OsString>) {
         for line in file.split(|&byte| byte == b'\n') {

@@ -8,6 +8,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use rustix::thread::UnshareFlags;
+
 use crate::sys::{namespace, process};
 
 /// Which ids exist in the namespace.
@@ -51,19 +53,20 @@ pub enum UserNamespaceError {
     Helper(#[source] io::Error),
 }
 
-/// Moves the calling process, which must have one thread, into a new user namespace with these ids, and a new mount namespace.
+/// Moves the calling process, which must have one thread, into a new user namespace with these ids, and a new mount namespace; `further` are
+/// namespaces to be made besides.
 ///
 /// # Errors
 ///
 /// The step that failed.
-pub fn enter(map: IdMap) -> Result<(), UserNamespaceError> {
+pub fn enter(map: IdMap, further: UnshareFlags) -> Result<(), UserNamespaceError> {
     match map {
         IdMap::Single { uid, gid } => {
             let (outer_uid, outer_gid) = (
                 rustix::process::geteuid().as_raw(),
                 rustix::process::getegid().as_raw(),
             );
-            namespace::new_user_and_mount()
+            namespace::new_user_and_mount(further)
                 .map_err(|error| UserNamespaceError::Create(error.into()))?;
             let own = Path::new("/proc/self");
             write_map(own, "setgroups", "deny")?;
@@ -95,7 +98,7 @@ pub fn enter(map: IdMap) -> Result<(), UserNamespaceError> {
                 }
             })
             .map_err(UserNamespaceError::Helper)?;
-            let created = namespace::new_user_and_mount();
+            let created = namespace::new_user_and_mount(further);
             if let Some(start) = start.filter(|_| created.is_ok()) {
                 rustix::io::write(&start, b"+")
                     .map_err(|error| UserNamespaceError::Helper(error.into()))?;

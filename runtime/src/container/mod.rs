@@ -13,7 +13,7 @@
 //! - [`usual`], [`devices`], [`home`]: what is put into every root; [`fstab`], [`mounts`]: and how
 //! - [`environment`], [`privileges`] with [`seccomp`], [`program`]: the state and the execution of the program
 //!
-//! Besides: [`named`] containers and their [`export`], those [`running`], and [`temporary`] names on disk.
+//! Besides: [`named`] containers and their [`export`], those [`running`] and how another program [`join`](mod@join)s them, and [`temporary`] names on disk.
 
 pub mod accounts;
 pub mod devices;
@@ -25,6 +25,7 @@ pub mod handover;
 pub mod home;
 pub mod identity_map;
 pub mod image;
+pub mod join;
 pub mod layers;
 pub mod loading;
 pub mod mounts;

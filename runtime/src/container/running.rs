@@ -10,8 +10,9 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::named::{Container, Content};
+use super::named::Content;
 use super::start::Root;
+use crate::sys::supervise;
 
 /// How the source of our overlays begins.
 const PREFIX: &str = "cista:";
@@ -30,14 +31,16 @@ pub struct Process {
     pub state: char,
     /// When it started, in seconds since 1970.
     pub started: u64,
+    /// When it started, in clock ticks since the system did: tells which of two processes is the older one.
+    order: u64,
     /// Processor time used, in seconds.
     pub time: u64,
     /// Inode of its mount namespace.
     pub mount_namespace: u64,
     /// Inode of its user namespace.
     pub user_namespace: u64,
-    /// Its command line, arguments separated by blanks.
-    pub command: String,
+    /// Its command line.
+    pub command: Vec<String>,
 }
 
 /// The source of the root mount of what is started.
@@ -47,7 +50,7 @@ pub fn source_name(root: &Root) -> OsString {
         Root::Image(path) => (path, path.file_name().unwrap_or_default()),
         Root::Container(container) => (&container.directory, &container.name),
     };
-    let (device, inode) = fs::metadata(path).map_or((0, 0), |status| (status.dev(), status.ino()));
+    let (device, inode) = identity(path).unwrap_or_default();
     let mut source = format!("{PREFIX}{device:x}:{inode:x}:").into_bytes();
     source.extend(name.as_bytes().iter().take(MAX_NAME));
     OsString::from_vec(source)
@@ -65,23 +68,11 @@ pub fn is_written_to(root: &Root) -> bool {
     })
 }
 
-/// The processes of named containers: for each the position of its container in `containers`.
+/// The processes of what was started, oldest first: for each the position in `roots` of what it was started from.
 #[must_use]
-pub fn processes(containers: &[Container]) -> Vec<(usize, Process)> {
-    let sources: Vec<OsString> = containers
-        .iter()
-        .map(|container| source_name(&Root::Container(container.clone())))
-        .collect();
-    let trees: Vec<Option<(u64, u64)>> = containers
-        .iter()
-        .map(|container| match &container.content {
-            Content::Tree(path) => {
-                let status = fs::metadata(path).ok()?;
-                Some((status.dev(), status.ino()))
-            }
-            Content::Image(_) => None,
-        })
-        .collect();
+pub fn processes(roots: &[Root]) -> Vec<(usize, Process)> {
+    let sources: Vec<OsString> = roots.iter().map(source_name).collect();
+    let trees: Vec<Option<(u64, u64)>> = roots.iter().map(tree).collect();
     let boot = boot_time();
     let mut found: Vec<(usize, Process)> = process_ids()
         .filter_map(|pid| {
@@ -91,15 +82,36 @@ pub fn processes(containers: &[Container]) -> Vec<(usize, Process)> {
                 .and_then(|source| sources.iter().position(|own| *own == source))
                 .or_else(|| {
                     // The link is followed by the kernel to the root of the process itself.
-                    let status = fs::metadata(proc(pid, "root/.")).ok()?;
-                    let root = Some((status.dev(), status.ino()));
-                    trees.iter().position(|tree| *tree == root)
+                    let root = identity(&proc(pid, "root/."));
+                    trees
+                        .iter()
+                        .position(|tree| tree.is_some() && *tree == root)
                 })?;
-            Some((at, describe(pid, boot)?))
+            let process = describe(pid, boot)?;
+            // Those that stand for a program, or wait for orphans, are no part of what runs in the container.
+            let is_helper = [supervise::PARENT, supervise::INIT].contains(&process.name.as_str());
+            (!is_helper).then_some((at, process))
         })
         .collect();
-    found.sort_by_key(|(at, process)| (*at, process.started, process.pid));
+    found.sort_by_key(|(at, process)| (*at, process.order, process.pid));
     found
+}
+
+/// The tree that a container is, which is the root of its processes when it is written to.
+fn tree(root: &Root) -> Option<(u64, u64)> {
+    match root {
+        Root::Container(container) => match &container.content {
+            Content::Tree(path) => identity(path),
+            Content::Image(_) => None,
+        },
+        Root::Image(_) => None,
+    }
+}
+
+/// Device and inode of what a path leads to.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let status = fs::metadata(path).ok()?;
+    Some((status.dev(), status.ino()))
 }
 
 fn process_ids() -> impl Iterator<Item = u32> {
@@ -183,10 +195,11 @@ fn describe(pid: u32, boot: u64) -> Option<Process> {
         name: name.to_owned(),
         state: fields.first()?.chars().next()?,
         started: boot + ticks(19)? / second,
+        order: ticks(19)?,
         time: (ticks(11)? + ticks(12)?) / second,
         mount_namespace: namespace("mnt").unwrap_or(0),
         user_namespace: namespace("user").unwrap_or(0),
-        command: command.join(" "),
+        command,
     })
 }
 

@@ -165,7 +165,7 @@ pub fn start(
     let umask = rustix::process::umask(Mode::empty());
 
     // The namespaces, which give the right to do all that follows.
-    identity_map::enter(map)?;
+    identity_map::enter(map, rustix::thread::UnshareFlags::empty())?;
 
     // What is wanted of the host, before anything of ours hides it.
     let usual_sources = usual::take()?;

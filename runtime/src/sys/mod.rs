@@ -8,11 +8,12 @@
 //! - [`heap`]: giving memory back
 //! - [`again`]: this program, executed again by itself
 //! - [`mount`]: flags of mounts, `mount_setattr(2)`
-//! - [`namespace`]: new ones, `unshare(2)`
+//! - [`namespace`]: new ones, `unshare(2)`, and whose they are
 //! - [`process`]: processes that are nobody's child, `execve(2)`
 //! - [`seccomp`]: installing a filter
 //! - [`signal`]: Ctrl-C asks a long operation to stop
 //! - [`sigpipe`]: the disposition of SIGPIPE that the caller gave us
+//! - [`supervise`]: a process that stands for another one
 
 #![expect(
     unsafe_code,
@@ -28,3 +29,4 @@ pub mod process;
 pub mod seccomp;
 pub mod signal;
 pub mod sigpipe;
+pub mod supervise;

@@ -44,6 +44,12 @@ pub fn spawn_helper(work: impl FnOnce() -> i32) -> io::Result<Helper> {
 }
 
 impl Helper {
+    /// Kills the child, which is still to be waited for.
+    pub fn kill(&self) {
+        // SAFETY: the child has not been waited for, since that consumes `self`: the number is still its own.
+        unsafe { libc::kill(self.pid, libc::SIGKILL) };
+    }
+
     /// Waits for the child and returns its exit status, or 128 plus the signal that ended it.
     ///
     /// # Errors
@@ -117,8 +123,8 @@ pub fn spawn_detached(name: &CStr, keep: &[RawFd], service: impl FnOnce()) -> io
     })
 }
 
-/// What [`spawn_detached`] promises of its process.
-fn isolate(name: &CStr, keep: &[RawFd]) {
+/// What [`spawn_detached`] promises of its process: signals blocked, a name, not dumpable, no files but `keep`.
+pub(super) fn isolate(name: &CStr, keep: &[RawFd]) {
     // SAFETY: every pointer is to a local value or a literal that outlives its call. The file descriptors that are closed
     // belong to Rust values of the parent's stack that this process never touches or drops again: it ends by `exit_now`.
     unsafe {
@@ -180,7 +186,7 @@ pub fn close_on_exec_above_stderr() -> io::Result<()> {
 }
 
 /// Ends the process at once: no destructors, no exit handlers, no flush of what the parent had buffered.
-fn exit_now(status: i32) -> ! {
+pub(super) fn exit_now(status: i32) -> ! {
     // SAFETY: _exit does not return and touches no memory of this process.
     unsafe { libc::_exit(status) }
 }

@@ -14,6 +14,7 @@ mod config;
 mod containers;
 mod import;
 mod isolation;
+mod join;
 mod oracle;
 mod run;
 mod signals;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         start::CASES,
         signals::CASES,
         isolation::CASES,
+        join::CASES,
         run::CASES,
         containers::CASES,
         config::CASES,
