@@ -92,8 +92,8 @@ pub(super) fn start(
     command: Vec<OsString>,
     context: &Context,
 ) -> Outcome {
-    let spec =
-        spec(root, options, command).map_err(|failure| failure.with_status(status::SETUP))?;
+    let spec = spec(root, options, command, context)
+        .map_err(|failure| failure.with_status(status::SETUP))?;
     let tell = |text: &str| {
         if context.verbose {
             ui::message(text);
@@ -105,7 +105,12 @@ pub(super) fn start(
     }
 }
 
-fn spec(root: Root, options: &Options, command: Vec<OsString>) -> Result<Spec, Failure> {
+fn spec(
+    root: Root,
+    options: &Options,
+    command: Vec<OsString>,
+    context: &Context,
+) -> Result<Spec, Failure> {
     let environment = options
         .env
         .iter()
@@ -118,8 +123,8 @@ fn spec(root: Root, options: &Options, command: Vec<OsString>) -> Result<Spec, F
         .collect::<Result<_, _>>()?;
     Ok(Spec {
         root,
-        writable: options.rw,
-        remap_root: options.root,
+        writable: options.rw || context.config.writable,
+        remap_root: options.root || context.config.remap_root,
         mounts,
         environment,
         command,

@@ -168,7 +168,7 @@ pub fn start(
     identity_map::enter(map, rustix::thread::UnshareFlags::empty())?;
 
     // What is wanted of the host, before anything of ours hides it.
-    let usual_sources = usual::take()?;
+    let usual_sources = usual::take(config.dev)?;
     let sources: Vec<_> = spec.mounts.iter().map(mounts::source).collect();
 
     // The root file system.

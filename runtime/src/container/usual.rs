@@ -12,13 +12,17 @@ use super::fstab::{CreateOption, Entry, Kind};
 use super::layers::{self, Scratch};
 use super::mounts::{self, MountError, Mounter};
 use super::seed::Seed;
+use crate::config::Dev;
 
 /// File systems of the kernel, with what is mounted on them.
 const KERNEL: [&str; 2] = ["/proc", "/sys"];
 
+/// The devices.
+const DEV: &str = "/dev";
+
 /// Directories that are in memory: name in the scratch, and mount point.
 const MEMORY: [(&str, &str); 4] = [
-    (layers::DEV, "/dev"),
+    (layers::DEV, DEV),
     (layers::TMP, "/tmp"),
     (layers::RUN, "/var/run"),
     (layers::LOCK, "/var/lock"),
@@ -59,7 +63,7 @@ pub struct Taken {
 /// # Errors
 ///
 /// A host without `/proc` or `/sys`.
-pub fn take() -> Result<Taken, MountError> {
+pub fn take(dev: Dev) -> Result<Taken, MountError> {
     let restricted = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
@@ -75,6 +79,13 @@ pub fn take() -> Result<Taken, MountError> {
             read_only
         };
         let entry = entry(path, CreateOption::Directory, true, flags);
+        if let Some(source) = mounts::source(&entry)? {
+            taken.kernel.push((entry, source));
+        }
+    }
+    if dev == Dev::Host {
+        let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let entry = entry(DEV, CreateOption::Directory, true, flags);
         if let Some(source) = mounts::source(&entry)? {
             taken.kernel.push((entry, source));
         }
@@ -124,10 +135,17 @@ pub fn mount(
         }
         mounter.mount(&entry, Some(source))
     };
+    let has_host_dev = taken
+        .kernel
+        .iter()
+        .any(|(entry, _)| entry.target == Path::new(DEV));
     for (entry, source) in taken.kernel {
         mount(entry, source)?;
     }
     for (name, target) in MEMORY {
+        if name == layers::DEV && has_host_dev {
+            continue;
+        }
         let source = scratch.part(Path::new(name))?;
         if name != layers::DEV {
             let flags = MountAttrFlags::empty();

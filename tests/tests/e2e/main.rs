@@ -12,6 +12,7 @@
 mod bad_input;
 mod config;
 mod containers;
+mod enroot;
 mod import;
 mod isolation;
 mod join;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         run::CASES,
         containers::CASES,
         config::CASES,
+        enroot::CASES,
     ];
     let outcome = Session::start(Profile::Debug, |text| eprintln!("    {text}"))
         .and_then(|session| run_all(session, &cases));
