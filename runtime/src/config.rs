@@ -15,6 +15,7 @@ pub mod sources;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::container::namespaces::Namespaces;
 use file::FileError;
 pub use sources::{Dialect, Sources};
 
@@ -46,6 +47,8 @@ pub struct Config {
     pub remap_root: bool,
     /// Whether what exists is replaced without `-f`. `CISTA_FORCE_OVERRIDE`.
     pub force: bool,
+    /// Namespaces that every container has of its own. `CISTA_UNSHARE_PID`, `_NET`, `_IPC`, `_UTS`.
+    pub namespaces: Namespaces,
     /// Where the settings come from, for those that only some commands need.
     pub sources: Sources,
 }
@@ -162,6 +165,12 @@ impl Config {
             writable: is_on(&settings::ROOTFS_WRITABLE)?,
             remap_root: is_on(&settings::REMAP_ROOT)?,
             force: is_on(&settings::FORCE)?,
+            namespaces: Namespaces {
+                pid: is_on(&settings::UNSHARE_PID)?,
+                net: is_on(&settings::UNSHARE_NET)?,
+                ipc: is_on(&settings::UNSHARE_IPC)?,
+                uts: is_on(&settings::UNSHARE_UTS)?,
+            },
             sources,
         })
     }

@@ -215,6 +215,19 @@ settings! {
         Kind::Switch,
         "no", "Whether files and containers are replaced without asking, as with `-f`.";
 
+    UNSHARE_PID: "start" "unshare_pid", ["CISTA_UNSHARE_PID"], Some("ENROOT_UNSHARE_PID"),
+        Kind::Switch,
+        "no", "Whether containers have process numbers of their own.";
+    UNSHARE_NET: "start" "unshare_net", ["CISTA_UNSHARE_NET"], Some("ENROOT_UNSHARE_NET"),
+        Kind::Switch,
+        "no", "Whether containers have a network of their own: a loopback interface.";
+    UNSHARE_IPC: "start" "unshare_ipc", ["CISTA_UNSHARE_IPC"], Some("ENROOT_UNSHARE_IPC"),
+        Kind::Switch,
+        "no", "Whether containers have shared memory and message queues of their own.";
+    UNSHARE_UTS: "start" "unshare_uts", ["CISTA_UNSHARE_UTS"], Some("ENROOT_UNSHARE_UTS"),
+        Kind::Switch,
+        "no", "Whether containers have a host name of their own.";
+
     COMPRESSION: "import" "compression", ["CISTA_COMPRESSION"], Some("ENROOT_SQUASH_OPTIONS"),
         Kind::Compression,
         "zstd:1", "How images are compressed.";

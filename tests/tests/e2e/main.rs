@@ -16,6 +16,7 @@ mod enroot;
 mod import;
 mod isolation;
 mod join;
+mod namespaces;
 mod oracle;
 mod run;
 mod signals;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         signals::CASES,
         isolation::CASES,
         join::CASES,
+        namespaces::CASES,
         run::CASES,
         containers::CASES,
         config::CASES,
