@@ -12,7 +12,7 @@ use ureq::http::{Method, Uri};
 use super::RegistryError;
 use super::address::{Origin, percent_encode};
 use super::credentials::{Credential, Secret};
-use super::http::{Call, Http};
+use super::http::{Call, Http, Range};
 use super::retry;
 
 /// Largest answer of a token service; Docker Hub's are some 3 KiB.
@@ -75,7 +75,7 @@ pub(super) fn fetch(
         uri: &uri,
         accept: Some("application/json"),
         authorization: authorization.as_ref(),
-        from: 0,
+        range: Range::All,
     })?;
     let host = answer.host.clone();
     match answer.status {

@@ -13,6 +13,7 @@ mod distribution;
 mod faults;
 mod image;
 mod local;
+mod parts;
 mod patience;
 mod proxy;
 mod realms;
