@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-pub use registry::{DOCKER_HUB, RegistryReference};
+pub use registry::{DOCKER_HUB, RegistryReference, check_registry};
 
 use crate::digest::{Digest, DigestError};
 

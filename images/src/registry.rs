@@ -8,10 +8,10 @@
 //! - `retry.rs`: what is worth another attempt, and when
 //! - `challenge.rs`, `token.rs`, `credentials.rs`: who we are, and how a registry is told
 //! - `client.rs`: one repository: authenticated requests, redirects
+//! - `login.rs`: trying a login
 //! - `documents.rs`: its indexes, manifests and configs
-//! - `blob.rs`: one request for a part of a blob
-//! - `incoming.rs`: a blob on its way, in parts; `download.rs`: the connections that fetch them, right of way, resuming
-//! - `follow.rs`: readers of blobs that are on their way, or in the store
+//! - `blob.rs`: a blob as a stream that survives cut connections
+//! - `download.rs`: blobs into the store, several at once, readable while they grow; `direct.rs`: without a store
 //!
 //! Two rules hold everywhere. Credentials go to the registry they belong to, and to its token service, never along a redirect. And no
 //! network operation runs on the caller's thread, so that a caller is free at once when it is interrupted.
@@ -21,12 +21,12 @@ mod blob;
 mod challenge;
 mod client;
 mod credentials;
+mod direct;
 mod documents;
 mod download;
 mod error;
-mod follow;
 mod http;
-mod incoming;
+mod login;
 mod retry;
 mod token;
 
@@ -35,10 +35,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-pub use credentials::{Anonymous, Credential, Credentials, Fixed, Secret};
+pub use credentials::{Anonymous, Credential, Credentials, Fixed, Secret, Wanted};
 pub use error::RegistryError;
+pub use login::{Welcome, check_login};
 
-use crate::cancel::Cancelled;
+use crate::cancel::{Cancel, Cancelled};
 use crate::digest::Digest;
 use crate::platform::Platform;
 use crate::reference::RegistryReference;
@@ -75,7 +76,7 @@ pub struct Settings {
     pub retries: u32,
     /// The pause before the first of these attempts, which doubles with each, up to 15 s.
     pub retry_delay: Duration,
-    /// How many connections fetch blobs at once, each a blob or a part of one.
+    /// How many blobs are fetched at once.
     pub max_connections: usize,
     /// Who we are.
     pub credentials: Arc<dyn Credentials>,
@@ -94,7 +95,7 @@ impl Default for Settings {
             idle_timeout: Duration::from_secs(60),
             retries: 6,
             retry_delay: Duration::from_millis(250),
-            max_connections: 10,
+            max_connections: 8,
             credentials: Arc::new(Anonymous),
         }
     }
@@ -135,34 +136,43 @@ impl RegistrySource {
         task: Task<'_>,
         operation: impl FnOnce(Lookup) -> Result<T, SourceError> + Send + 'static,
     ) -> Result<T, SourceError> {
-        task.cancel.check()?;
         let lookup = Lookup {
             client: Arc::clone(&self.client),
             store: self.store.clone(),
         };
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let thread = std::thread::Builder::new()
-            .name("registry".to_owned())
-            .spawn(move || {
-                // The receiver is gone when the caller was interrupted.
-                let _ = sender.send(operation(lookup));
-            })
-            .map_err(|source| RegistryError::Thread { source })?;
-        loop {
-            match receiver.recv_timeout(CANCEL_INTERVAL) {
-                Ok(outcome) => {
-                    // A container can be started only by a process of one thread, so the caller must not go on beside this one.
-                    let _ = thread.join();
-                    return outcome;
-                }
-                Err(mpsc::RecvTimeoutError::Timeout) if task.cancel.is_cancelled() => {
-                    self.client.stop();
-                    return Err(Cancelled.into());
-                }
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-                // The thread ended without an answer: it panicked, which is reported where it happened.
-                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(Cancelled.into()),
+        wait_for(&self.client, task.cancel, move || operation(lookup))
+    }
+}
+
+/// Runs an operation of a client on a thread of its own and waits for it, or for the caller's wish to stop.
+fn wait_for<T: Send + 'static>(
+    client: &Client,
+    cancel: &Cancel,
+    operation: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
+) -> Result<T, SourceError> {
+    cancel.check()?;
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new()
+        .name("registry".to_owned())
+        .spawn(move || {
+            // The receiver is gone when the caller was interrupted.
+            let _ = sender.send(operation());
+        })
+        .map_err(|source| RegistryError::Thread { source })?;
+    loop {
+        match receiver.recv_timeout(CANCEL_INTERVAL) {
+            Ok(outcome) => {
+                // A container can be started only by a process of one thread, so the caller must not go on beside this one.
+                let _ = thread.join();
+                return outcome;
             }
+            Err(mpsc::RecvTimeoutError::Timeout) if cancel.is_cancelled() => {
+                client.stop();
+                return Err(Cancelled.into());
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            // The thread ended without an answer: it panicked, which is reported where it happened.
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(Cancelled.into()),
         }
     }
 }
@@ -217,7 +227,15 @@ impl Source for RegistrySource {
         task: Task<'a>,
     ) -> Result<Box<dyn Read + Send + 'a>, SourceError> {
         task.cancel.check()?;
-        self.downloads.open(image, layer, self.store.as_ref(), task)
+        let blob = image.layer(layer)?;
+        let (Some(digest), Some(size)) = (blob.digest, blob.size) else {
+            return Err(SourceError::NoSuchLayer { layer });
+        };
+        let Some(store) = &self.store else {
+            let stream = direct::DirectStream::start(&self.client, digest, size, layer, task)?;
+            return Ok(Box::new(stream));
+        };
+        self.downloads.open(image, layer, store, task)
     }
 }
 

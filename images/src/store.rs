@@ -158,7 +158,7 @@ impl Store {
     }
 
     /// Where a blob is, or would be.
-    pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.blobs.join(digest.hex())
     }
 

@@ -4,12 +4,14 @@
 //! - [`ui`]: the only place that writes to stdout and stderr
 //! - [`config`]: typed settings; the only place that reads the process environment
 //! - [`container`]: specification, namespaces, root file system, mounts, exec
+//! - [`credentials`]: the logins that the user has stored for enroot, docker and podman
 //! - [`fuse`]: serves a squashfs image to the kernel
 //! - [`sys`]: the only place with `unsafe`
 
 pub mod cli;
 pub mod config;
 pub mod container;
+pub mod credentials;
 pub mod fuse;
 pub mod sys;
 pub mod ui;

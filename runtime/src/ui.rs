@@ -6,7 +6,9 @@
 #![expect(clippy::print_stderr, reason = "this module owns both streams")]
 
 pub mod progress;
+pub mod prompt;
 
+use std::error::Error;
 use std::io::Write as _;
 
 use crate::cli::Failure;
@@ -21,15 +23,21 @@ pub fn message(text: impl std::fmt::Display) {
     eprintln!("{text}");
 }
 
+/// Tells something that should not go unseen although nothing is wrong.
+pub fn note(text: impl std::fmt::Display) {
+    eprintln!("note: {text}");
+}
+
 /// Warns about something that stops nothing.
 pub fn warning(text: impl std::fmt::Display) {
     eprintln!("warning: {text}");
 }
 
-/// Shows a failure: the chain of causes on one line, then the hint.
-pub fn failure(failure: &Failure) {
-    let mut text = failure.error().to_string();
-    let mut source = failure.error().source();
+/// An error and its chain of causes, on one line.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
         // An error that repeats its cause in its own text is shown once.
@@ -39,6 +47,12 @@ pub fn failure(failure: &Failure) {
         }
         source = cause.source();
     }
+    text
+}
+
+/// Shows a failure: the chain of causes on one line, then the hint.
+pub fn failure(failure: &Failure) {
+    let text = chain(failure.error());
     eprintln!("error: {text}");
     if let Some(hint) = failure.hint() {
         eprintln!("hint: {hint}");

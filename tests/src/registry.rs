@@ -20,6 +20,13 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// How often it is asked whether it answers.
 const START_INTERVAL: Duration = Duration::from_millis(10);
 
+/// Who is let in by a registry of [`Registry::start_private`].
+pub const USER: &str = "me";
+/// The password of [`USER`].
+pub const PASSWORD: &str = "s3cret-Passw0rd";
+/// The same as bcrypt hashes it (crypt(5)), the only form that the registry takes.
+const PASSWORD_HASH: &str = "$2b$05$wUnaC1S662KH4iRA9OY1C..MYOhUFzrqey0F83nqd7WjHEJEzVckW";
+
 /// A registry that runs until this is dropped.
 #[derive(Debug)]
 pub struct Registry {
@@ -33,12 +40,29 @@ pub struct Registry {
 impl Registry {
     /// Starts a registry over a storage directory. Its configuration and its log are written to `work`.
     pub fn start(storage: &Path, work: &Path) -> Result<Self, HarnessError> {
+        Self::start_with(storage, work, serde_json::Value::Null)
+    }
+
+    /// Starts a registry that lets nobody in but [`USER`] with [`PASSWORD`] (Basic authentication).
+    pub fn start_private(storage: &Path, work: &Path) -> Result<Self, HarnessError> {
+        let file = work.join("htpasswd");
+        std::fs::create_dir_all(work).context("create", work)?;
+        std::fs::write(&file, format!("{USER}:{PASSWORD_HASH}\n")).context("write", &file)?;
+        let auth = serde_json::json!({ "htpasswd": { "realm": "tests", "path": file } });
+        Self::start_with(storage, work, auth)
+    }
+
+    fn start_with(
+        storage: &Path,
+        work: &Path,
+        auth: serde_json::Value,
+    ) -> Result<Self, HarnessError> {
         std::fs::create_dir_all(storage).context("create", storage)?;
         std::fs::create_dir_all(work).context("create", work)?;
         let mut log = String::new();
         // The port is free when we look and may be taken when the registry does: then another one is tried.
         for _ in 0..5 {
-            match Self::start_once(storage, work)? {
+            match Self::start_once(storage, work, &auth)? {
                 Ok(registry) => return Ok(registry),
                 Err(text) => log = text,
             }
@@ -46,7 +70,11 @@ impl Registry {
         Err(HarnessError::Registry { log })
     }
 
-    fn start_once(storage: &Path, work: &Path) -> Result<Result<Self, String>, HarnessError> {
+    fn start_once(
+        storage: &Path,
+        work: &Path,
+        auth: &serde_json::Value,
+    ) -> Result<Result<Self, String>, HarnessError> {
         let program = find_program("docker-registry").ok_or_else(|| HarnessError::Missing {
             what: "`docker-registry`".into(),
             hint: "apt-get install docker-registry".into(),
@@ -54,7 +82,7 @@ impl Registry {
         let address = free_port()?;
         let config = work.join(format!("registry-{}.yml", address.port()));
         let log = work.join(format!("registry-{}.log", address.port()));
-        std::fs::write(&config, configuration(storage, address)).context("write", &config)?;
+        std::fs::write(&config, configuration(storage, address, auth)).context("write", &config)?;
         let output = File::create(&log).context("create", &log)?;
         let error_output = output.try_clone().context("duplicate", &log)?;
         let mut command = Command::new("setpriv");
@@ -139,9 +167,9 @@ impl Drop for Registry {
     }
 }
 
-fn configuration(storage: &Path, address: SocketAddr) -> String {
+fn configuration(storage: &Path, address: SocketAddr, auth: &serde_json::Value) -> String {
     // JSON is YAML; it needs no thought about quoting.
-    serde_json::json!({
+    let mut configuration = serde_json::json!({
         "version": "0.1",
         "log": { "level": "error", "accesslog": { "disabled": false } },
         "storage": {
@@ -150,8 +178,11 @@ fn configuration(storage: &Path, address: SocketAddr) -> String {
             "redirect": { "disable": true },
         },
         "http": { "addr": address.to_string(), "relativeurls": true },
-    })
-    .to_string()
+    });
+    if !auth.is_null() {
+        configuration["auth"] = auth.clone();
+    }
+    configuration.to_string()
 }
 
 fn free_port() -> Result<SocketAddr, HarnessError> {
@@ -160,7 +191,7 @@ fn free_port() -> Result<SocketAddr, HarnessError> {
         .context("bind a port of", "127.0.0.1")
 }
 
-/// Whether the server at the address answers the protocol's version check with 200.
+/// Whether the server at the address answers the protocol's version check, if only with a wish for a login.
 fn answers(address: SocketAddr) -> bool {
     let ask = || -> std::io::Result<bool> {
         let limit = Some(Duration::from_secs(2));
@@ -169,7 +200,7 @@ fn answers(address: SocketAddr) -> bool {
         stream.write_all(b"GET /v2/ HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
         let mut status = [0; 12];
         stream.read_exact(&mut status)?;
-        Ok(status.ends_with(b" 200"))
+        Ok(status.ends_with(b" 200") || status.ends_with(b" 401"))
     };
     ask().unwrap_or(false)
 }

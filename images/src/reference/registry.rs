@@ -189,7 +189,11 @@ fn looks_like_digest(text: &str) -> bool {
 }
 
 /// Checks `HOST[:PORT]` and returns it in lower case, Docker Hub's other names replaced.
-fn check_registry(registry: &str) -> Result<String, ReferenceError> {
+///
+/// # Errors
+///
+/// [`ReferenceError::Registry`].
+pub fn check_registry(registry: &str) -> Result<String, ReferenceError> {
     let malformed = || ReferenceError::Registry {
         registry: registry.to_owned(),
     };

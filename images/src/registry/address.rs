@@ -116,7 +116,7 @@ pub(super) fn redirect_problem(from: &Origin, to: &Uri, allow_http: bool) -> Opt
 /// Whether a token service may be told the credentials of a registry.
 ///
 /// It must be the registry's own: the same host, a host under the same parent domain (`registry.gitlab.com` and `gitlab.com`), or Docker
-/// Hub's. And it must be reached as safely as the registry is.
+/// Hub's or NVIDIA's. And it must be reached as safely as the registry is.
 pub(super) fn is_own_realm(registry: &Origin, realm: &Origin) -> bool {
     if registry.https && !realm.https {
         return false;
@@ -124,8 +124,10 @@ pub(super) fn is_own_realm(registry: &Origin, realm: &Origin) -> bool {
     if registry.host == realm.host {
         return true;
     }
-    if registry.host == DOCKER_HUB {
-        return realm.host == "auth.docker.io";
+    match registry.host.as_str() {
+        DOCKER_HUB => return realm.host == "auth.docker.io",
+        "nvcr.io" if realm.host == "authn.nvidia.com" => return true,
+        _ => {}
     }
     let is_address = |host: &str| host.parse::<IpAddr>().is_ok();
     if is_address(&registry.host) || is_address(&realm.host) {
@@ -280,6 +282,8 @@ mod tests {
                 "https://gitlab.com/jwt/auth",
                 true,
             ),
+            ("https://nvcr.io", "https://authn.nvidia.com/token", true),
+            ("https://evil.io", "https://authn.nvidia.com/token", false),
             ("https://x.org", "http://x.org/token", false),
             ("http://127.0.0.1:5000", "http://127.0.0.1:5001/token", true),
             (

@@ -8,9 +8,9 @@ use ureq::http::{Method, Uri};
 
 use super::address::{self, Origin};
 use super::challenge::{self, Challenge};
-use super::credentials::{Credential, Secret};
+use super::credentials::{Credential, Secret, Wanted};
 use super::error::Again;
-use super::http::{Answer, Call, Http, Range};
+use super::http::{Answer, Call, Http};
 use super::retry::{self, Backoff, Stop};
 use super::{RegistryError, Settings, token};
 use crate::digest::Digest;
@@ -33,12 +33,13 @@ pub(super) struct Ask {
     /// Behind `/v2/REPOSITORY/`.
     pub(super) path: String,
     pub(super) accept: Option<&'static str>,
-    pub(super) range: Range,
+    /// The first byte that is wanted.
+    pub(super) from: u64,
     /// For messages.
     pub(super) what: String,
 }
 
-/// A client of one repository. Shared by the threads that fetch its blobs.
+/// A client of one repository, or of a registry as a whole where the repository is empty. Shared by the threads that fetch its blobs.
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) registry: String,
@@ -79,10 +80,25 @@ impl Client {
         reference: &RegistryReference,
         settings: Settings,
     ) -> Result<Self, RegistryError> {
+        Self::of(
+            &reference.registry,
+            &reference.repository,
+            reference.user.as_deref(),
+            settings,
+        )
+    }
+
+    /// A client of a repository of a registry.
+    pub(super) fn of(
+        registry: &str,
+        repository: &str,
+        user: Option<&str>,
+        settings: Settings,
+    ) -> Result<Self, RegistryError> {
         Ok(Self {
-            registry: reference.registry.clone(),
-            repository: reference.repository.clone(),
-            user: reference.user.clone(),
+            registry: registry.to_owned(),
+            repository: repository.to_owned(),
+            user: user.map(str::to_owned),
             http: Http::new(settings.clone())?,
             settings,
             stop: Stop::default(),
@@ -235,12 +251,15 @@ impl Client {
     ) -> Result<(), RegistryError> {
         let mut credential = match &identity.credential {
             Some(credential) => credential.clone(),
-            None => self.lookup(&self.registry)?,
+            None => self.lookup(&self.registry, false)?,
         };
         identity.credential = Some(credential.clone());
         identity.challenge = Some(challenge.clone());
         match challenge {
-            Challenge::Basic => identity.header = credential.as_ref().map(token::basic),
+            Challenge::Basic => {
+                self.require_login(&credential)?;
+                identity.header = credential.as_ref().and_then(token::basic);
+            }
             Challenge::Bearer {
                 realm,
                 service,
@@ -256,27 +275,30 @@ impl Client {
                     .origin()
                     .ok_or_else(|| unusable("belongs to no usable registry"))?;
                 // A token opens what a password opens.
-                let may_be_plain = !registry_origin.https
-                    && (self.settings.allow_http || service_origin.is_loopback());
-                if !service_origin.https && !may_be_plain {
+                if !self.may_ask_for_tokens(&registry_origin, &service_origin) {
                     return Err(unusable("would be asked without TLS"));
                 }
                 let own = address::is_own_realm(&registry_origin, &service_origin);
                 if own && credential.is_none() {
                     // enroot's users have their logins under the token service's name.
-                    credential = self.lookup(token::realm_host(realm))?;
+                    credential = self.lookup(token::realm_host(realm), true)?;
                     identity.credential = Some(credential.clone());
                 }
+                self.require_login(&credential)?;
                 identity.withheld_from =
                     (!own && credential.is_some()).then(|| token::realm_host(realm).to_owned());
                 let default_scope = format!("repository:{}:pull", self.repository);
-                let fetched = token::fetch(
-                    &self.http,
+                let want = token::Want {
                     realm,
-                    service.as_deref(),
-                    scope.as_deref().unwrap_or(&default_scope),
-                    credential.as_ref().filter(|_| own),
-                );
+                    service: service.as_deref(),
+                    scope: scope
+                        .as_deref()
+                        .or(Some(default_scope.as_str()).filter(|_| !self.repository.is_empty())),
+                };
+                let shown = credential.as_ref().filter(|_| own);
+                let fetched = token::fetch(&self.http, want, shown, |from, to| {
+                    self.credential_behind(&registry_origin, from, to)
+                });
                 match fetched {
                     Ok(token) => {
                         identity.header = Some(token.header);
@@ -294,10 +316,58 @@ impl Client {
         Ok(())
     }
 
-    fn lookup(&self, server: &str) -> Result<Option<Credential>, RegistryError> {
+    /// Whether a token service is reached as safely as the registry has to be.
+    fn may_ask_for_tokens(&self, registry: &Origin, service: &Origin) -> bool {
+        let may_be_plain = !registry.https && (self.settings.allow_http || service.is_loopback());
+        service.https || may_be_plain
+    }
+
+    /// The credential for where a token service redirects to: its own, where it belongs to the registry, as with netrc files.
+    fn credential_behind(
+        &self,
+        registry: &Origin,
+        from: &Uri,
+        to: &Uri,
+    ) -> Result<Option<Credential>, RegistryError> {
+        let redirect = |problem| RegistryError::Redirect {
+            host: from.host().unwrap_or_default().to_owned(),
+            problem,
+        };
+        let from = Origin::of(from).ok_or_else(|| redirect("it comes from nowhere"))?;
+        if let Some(problem) = address::redirect_problem(&from, to, self.settings.allow_http) {
+            return Err(redirect(problem));
+        }
+        match Origin::of(to).filter(|to| address::is_own_realm(registry, to)) {
+            Some(own) => self.lookup(&own.server(), true),
+            None => Ok(None),
+        }
+    }
+
+    /// Refuses to go on anonymously as a user whom the reference names.
+    fn require_login(&self, credential: &Option<Credential>) -> Result<(), RegistryError> {
+        match (&self.user, credential) {
+            (Some(user), None) => Err(RegistryError::NoLogin {
+                registry: self.registry.clone(),
+                user: user.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn lookup(
+        &self,
+        server: &str,
+        token_service: bool,
+    ) -> Result<Option<Credential>, RegistryError> {
+        let wanted = Wanted {
+            server,
+            repository: &self.repository,
+            user: self.user.as_deref(),
+            token_service,
+        };
         self.settings
             .credentials
-            .lookup(server, self.user.as_deref())
+            .lookup(wanted)
             .map_err(|source| RegistryError::Credentials {
                 registry: server.to_owned(),
                 source,
@@ -319,7 +389,11 @@ impl Client {
 
     fn uri(&self, https: bool, path: &str) -> Result<Uri, RegistryError> {
         let scheme = if https { "https" } else { "http" };
-        format!("{scheme}://{}/v2/{}/{path}", self.registry, self.repository)
+        let repository = match self.repository.as_str() {
+            "" => String::new(),
+            repository => format!("{repository}/"),
+        };
+        format!("{scheme}://{}/v2/{repository}{path}", self.registry)
             .parse()
             .map_err(|_| RegistryError::Address {
                 registry: self.registry.clone(),
@@ -391,7 +465,7 @@ impl Client {
                 uri: &uri,
                 accept: ask.accept,
                 authorization: header.filter(|_| here.is_some() && here == registry),
-                range: ask.range,
+                from: ask.from,
             })?;
             if !matches!(answer.status, 301 | 302 | 303 | 307 | 308) {
                 return Ok(answer);
@@ -436,7 +510,10 @@ impl Client {
             .as_deref()
             .filter(|text| !text.is_empty())
             .map_or_else(String::new, |text| format!(": {text}"));
-        let repository = format!("{}/{}", self.registry, self.repository);
+        let repository = match self.repository.as_str() {
+            "" => self.registry.clone(),
+            repository => format!("{}/{repository}", self.registry),
+        };
         match status {
             401 | 403 if is_registrys => self.unauthorized(repository, detail),
             404 if ask.path.starts_with("manifests/") => {
@@ -466,35 +543,41 @@ impl Client {
 
     fn unauthorized(&self, repository: String, detail: String) -> RegistryError {
         let identity = self.lock_identity();
-        let user = identity
+        let shown = identity
             .credential
             .as_ref()
             .and_then(Option::as_ref)
-            .map(|credential| credential.user.clone());
-        let whom = match (&user, &identity.withheld_from) {
+            .map(Credential::whom);
+        let with_credentials = shown.is_some();
+        let whom = match (shown, &identity.withheld_from) {
             (Some(_), Some(realm)) => {
                 format!(
                     "without credentials, which were not sent since the token service `{realm}` is not the registry's own"
                 )
             }
-            (Some(user), None) => format!("to user `{user}`"),
+            (Some(whom), None) => whom,
             (None, _) => "without credentials".to_owned(),
         };
         RegistryError::Unauthorized {
             repository,
             whom,
-            with_credentials: user.is_some(),
+            with_credentials,
             detail,
         }
     }
 
-    /// Begins to receive bytes of a blob.
-    pub(super) fn open_blob(&self, digest: Digest, range: Range) -> Result<Answer, RegistryError> {
+    /// Whether the registry has asked who we are.
+    pub(super) fn was_asked(&self) -> bool {
+        self.lock_identity().challenge.is_some()
+    }
+
+    /// Begins to receive a blob from a byte on.
+    pub(super) fn open_blob(&self, digest: Digest, from: u64) -> Result<Answer, RegistryError> {
         self.attempt(&Ask {
             method: Method::GET,
             path: format!("blobs/{digest}"),
             accept: None,
-            range,
+            from,
             what: format!("blob {digest}"),
         })
     }

@@ -7,7 +7,6 @@ use ureq::http::Method;
 
 use super::RegistryError;
 use super::client::{Ask, Client};
-use super::http::Range;
 use crate::digest::Digest;
 use crate::reference::RegistryReference;
 use crate::source::SourceError;
@@ -31,7 +30,7 @@ impl Client {
             method: Method::GET,
             path: format!("blobs/{digest}"),
             accept: None,
-            range: Range::All,
+            from: 0,
             what: format!("blob {digest}"),
         };
         self.small(&ask, limit).map(|(text, _)| text)
@@ -61,7 +60,7 @@ impl Client {
             method,
             path: format!("manifests/{wanted}"),
             accept: Some(ACCEPT_MANIFEST),
-            range: Range::All,
+            from: 0,
             what: format!(
                 "the manifest `{wanted}` of `{}/{}`",
                 self.registry, self.repository
@@ -103,6 +102,7 @@ impl Client {
                 | RegistryError::Tls { .. }
                 | RegistryError::Timeout { .. }
                 | RegistryError::Credentials { .. }
+                | RegistryError::NoLogin { .. }
                 | RegistryError::Authorities { .. }
                 | RegistryError::RateLimited { .. }),
             ) => return Err(error),

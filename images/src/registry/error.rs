@@ -159,6 +159,14 @@ pub enum RegistryError {
         /// Why not.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The reference names a user of whom nothing else is known.
+    #[error("there is no password for `{user}` at `{registry}`")]
+    NoLogin {
+        /// The registry as in the reference.
+        registry: String,
+        /// The user.
+        user: String,
+    },
     /// The token service's answer cannot be used.
     #[error("the token service `{host}` {problem}")]
     Token {
@@ -238,9 +246,12 @@ impl RegistryError {
             Self::Unauthorized {
                 with_credentials: false,
                 ..
-            } => "the image may not exist, or needs credentials: name the user as in `docker://USER@HOST/IMAGE` and give a password".to_owned(),
+            } => "the image may not exist, or needs credentials: `cista login` stores them".to_owned(),
             Self::Unauthorized { .. } => {
-                "check user and password, and that the user may read this image".to_owned()
+                "check user and password, and that the user may read this image; `cista login` stores another login".to_owned()
+            }
+            Self::NoLogin { registry, user } => {
+                format!("store it with `cista login -u {user} {registry}`, or set `CISTA_PASSWORD`")
             }
             Self::RateLimited { .. } => "log in, or try again later".to_owned(),
             _ => return None,

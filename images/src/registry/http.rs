@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ureq::http::{HeaderMap, Method, Request, Uri, header};
+use ureq::http::{HeaderMap, Method, Request, Uri, header, request};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::{Agent, Proxy, ProxyProtocol};
+use ureq::{Agent, AsSendBody, Proxy, ProxyProtocol};
 
 use super::address::{self, Origin};
 use super::credentials::Secret;
@@ -36,18 +36,8 @@ pub(super) struct Call<'a> {
     pub(super) uri: &'a Uri,
     pub(super) accept: Option<&'a str>,
     pub(super) authorization: Option<&'a Secret>,
-    pub(super) range: Range,
-}
-
-/// Which bytes of the content are wanted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Range {
-    #[default]
-    All,
-    /// From this byte on.
-    From(u64),
-    /// From the first to the last, which is one of them.
-    Of(u64, u64),
+    /// Ask for the content from this byte on, if not 0.
+    pub(super) from: u64,
 }
 
 /// An answer.
@@ -119,35 +109,49 @@ impl Http {
 
     /// Sends a request and receives the head of the answer, whatever its status.
     pub(super) fn send(&self, call: &Call<'_>) -> Result<Answer, RegistryError> {
-        let Some(origin) = Origin::of(call.uri) else {
-            return Err(RegistryError::Address {
-                registry: call.uri.host().unwrap_or_default().to_owned(),
-            });
-        };
-        let agent = self.agent(&origin)?;
-        let mut request = Request::builder()
-            .method(call.method.clone())
-            .uri(call.uri.clone());
+        let mut request = Request::builder().method(call.method.clone());
         if let Some(accept) = call.accept {
             request = request.header(header::ACCEPT, accept);
         }
         if let Some(authorization) = call.authorization {
             request = request.header(header::AUTHORIZATION, authorization.expose());
         }
-        match call.range {
-            Range::All => {}
-            Range::From(first) => {
-                request = request.header(header::RANGE, format!("bytes={first}-"));
-            }
-            Range::Of(first, last) => {
-                request = request.header(header::RANGE, format!("bytes={first}-{last}"));
-            }
+        if call.from > 0 {
+            request = request.header(header::RANGE, format!("bytes={}-", call.from));
         }
+        self.exchange(call.uri, request, ())
+    }
+
+    /// Sends a form (`application/x-www-form-urlencoded`) with POST and receives the head of the answer, whatever its status.
+    pub(super) fn post(&self, uri: &Uri, form: &Secret) -> Result<Answer, RegistryError> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .header(header::ACCEPT, "application/json")
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+        self.exchange(uri, request, form.expose())
+    }
+
+    fn exchange(
+        &self,
+        uri: &Uri,
+        request: request::Builder,
+        body: impl AsSendBody,
+    ) -> Result<Answer, RegistryError> {
+        let Some(origin) = Origin::of(uri) else {
+            return Err(RegistryError::Address {
+                registry: uri.host().unwrap_or_default().to_owned(),
+            });
+        };
+        let agent = self.agent(&origin)?;
         let host = origin.server();
-        let request = request.body(()).map_err(|source| RegistryError::Protocol {
-            host: host.clone(),
-            source: source.into(),
-        })?;
+        let request =
+            request
+                .uri(uri.clone())
+                .body(body)
+                .map_err(|source| RegistryError::Protocol {
+                    host: host.clone(),
+                    source: source.into(),
+                })?;
         let outcome = agent.run(request);
         if self.is_stopped() {
             return Err(RegistryError::Stopped);

@@ -1,7 +1,7 @@
 //! Tokens: the authorization server of the Distribution project ("Token Authentication Specification").
 //!
-//! The token service named by the challenge is asked with GET for a token for our scope, with Basic credentials where it is the registry's own
-//! service and we have some. A token lives for `expires_in` seconds from when we asked, 60 where it does not say.
+//! The token service named by the challenge is asked for a token for our scope: with GET, and Basic credentials where it is the registry's own
+//! service and we have some; with an identity token by POST ("OAuth2 Token Authentication"). A token lives for `expires_in` seconds from when we asked, 60 where it does not say.
 
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,16 @@ use serde::Deserialize;
 use ureq::http::{Method, Uri};
 
 use super::RegistryError;
-use super::address::{Origin, percent_encode};
+use super::address::{self, Origin, percent_encode};
 use super::credentials::{Credential, Secret};
-use super::http::{Call, Http, Range};
+use super::http::{self, Call, Http};
 use super::retry;
 
 /// Largest answer of a token service; Docker Hub's are some 3 KiB.
 const MAX_ANSWER: u64 = 1 << 20;
+
+/// Most redirects that are followed for one token.
+const MAX_REDIRECTS: usize = 3;
 
 /// How long a token lives when the service does not say.
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
@@ -41,42 +44,102 @@ struct Answer {
     expires_in: Option<u64>,
 }
 
-/// The `Authorization` header of RFC 7617.
-pub(super) fn basic(credential: &Credential) -> Secret {
-    let pair = format!("{}:{}", credential.user, credential.password.expose());
-    Secret::new(format!("Basic {}", BASE64_STANDARD.encode(pair)))
+/// The `Authorization` header of RFC 7617; None for an identity token, which only a token service understands.
+pub(super) fn basic(credential: &Credential) -> Option<Secret> {
+    let Credential::Login { user, password } = credential else {
+        return None;
+    };
+    let pair = format!("{user}:{}", password.expose());
+    Some(Secret::new(format!(
+        "Basic {}",
+        BASE64_STANDARD.encode(pair)
+    )))
 }
 
-/// Asks a token service.
+/// What a token is wanted for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Want<'a> {
+    /// URL of the token service.
+    pub(super) realm: &'a str,
+    /// The name under which the service knows the registry.
+    pub(super) service: Option<&'a str>,
+    /// What the token should permit; None for a mere login.
+    pub(super) scope: Option<&'a str>,
+}
+
+impl Want<'_> {
+    /// As parts of a query, each behind a `&`.
+    fn parameters(&self) -> String {
+        let named = [("service", self.service), ("scope", self.scope)];
+        named
+            .into_iter()
+            .filter_map(|(name, value)| Some(format!("&{name}={}", percent_encode(value?))))
+            .collect()
+    }
+}
+
+/// Asks a token service. Where it redirects to is for `follow` to judge: it gets both addresses and returns the credential that may be shown
+/// to the second.
 pub(super) fn fetch(
     http: &Http,
-    realm: &str,
-    service: Option<&str>,
-    scope: &str,
+    want: Want<'_>,
     credential: Option<&Credential>,
+    follow: impl Fn(&Uri, &Uri) -> Result<Option<Credential>, RegistryError>,
 ) -> Result<Token, RegistryError> {
-    let mut url = realm.to_owned();
-    url.push(if realm.contains('?') { '&' } else { '?' });
-    if let Some(service) = service {
-        url.push_str(&format!("service={}&", percent_encode(service)));
+    let asked = Instant::now();
+    if let Some(Credential::IdentityToken(token)) = credential {
+        let uri = address_of(want.realm.to_owned())?;
+        let form = format!(
+            "grant_type=refresh_token&client_id=cista{}&refresh_token={}",
+            want.parameters(),
+            percent_encode(token.expose())
+        );
+        // A redirect is not followed: the form would go with it.
+        return accept(http.post(&uri, &Secret::new(form))?, asked);
     }
-    url.push_str(&format!("scope={}", percent_encode(scope)));
-    let unusable = |host: &str, problem: &str| RegistryError::Token {
+    let mut url = format!("{}{}", want.realm, want.parameters());
+    if !want.realm.contains('?') {
+        url = url.replacen('&', "?", 1);
+    }
+    let mut uri = address_of(url)?;
+    let mut authorization = credential.and_then(basic);
+    for _ in 0..=MAX_REDIRECTS {
+        let answer = http.send(&Call {
+            method: Method::GET,
+            uri: &uri,
+            accept: Some("application/json"),
+            authorization: authorization.as_ref(),
+            from: 0,
+        })?;
+        if !matches!(answer.status, 301 | 302 | 303 | 307 | 308) {
+            return accept(answer, asked);
+        }
+        let target = answer
+            .header("location")
+            .and_then(|location| address::resolve_location(&uri, location))
+            .ok_or_else(|| unusable(&answer.host, "redirects to nowhere"))?;
+        if Origin::of(&target) != Origin::of(&uri) {
+            authorization = follow(&uri, &target)?.as_ref().and_then(basic);
+        }
+        uri = target;
+    }
+    Err(unusable(realm_host(want.realm), "redirects without end"))
+}
+
+fn unusable(host: &str, problem: &str) -> RegistryError {
+    RegistryError::Token {
         host: host.to_owned(),
         problem: problem.to_owned(),
-    };
-    let uri: Uri = url
-        .parse()
-        .map_err(|_| unusable(realm_host(realm), "has no usable address"))?;
-    let asked = Instant::now();
-    let authorization = credential.map(basic);
-    let answer = http.send(&Call {
-        method: Method::GET,
-        uri: &uri,
-        accept: Some("application/json"),
-        authorization: authorization.as_ref(),
-        range: Range::All,
-    })?;
+    }
+}
+
+fn address_of(url: String) -> Result<Uri, RegistryError> {
+    url.parse()
+        .map_err(|_| unusable(realm_host(&url), "has no usable address"))
+}
+
+/// Reads the token of an answer to a request of the time `asked`.
+fn accept(answer: http::Answer, asked: Instant) -> Result<Token, RegistryError> {
     let host = answer.host.clone();
     match answer.status {
         200 => {}

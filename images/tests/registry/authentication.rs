@@ -121,7 +121,7 @@ fn wrong_passwords_are_told_apart_from_none() {
         error.to_string().contains("denied without credentials"),
         "{error}"
     );
-    assert!(source::hint(&error).unwrap().contains("docker://USER@"));
+    assert!(source::hint(&error).unwrap().contains("cista login"));
 
     let server = Server::of(&image, |_, _| {
         Reply::status(401).with("www-authenticate", "Basic realm=\"x\"")

@@ -11,9 +11,9 @@
 mod authentication;
 mod distribution;
 mod faults;
+mod identity;
 mod image;
 mod local;
-mod parts;
 mod patience;
 mod proxy;
 mod realms;

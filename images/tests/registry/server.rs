@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cista_images::digest::Digest;
 use cista_images::reference::Reference;
-use cista_images::registry::{self, Credential, Fixed, Secret};
+use cista_images::registry::{self, Credential, Fixed};
 use cista_images::source::{self, Source};
 use cista_images::store::Store;
 
@@ -21,6 +21,7 @@ pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: String,
 }
 
 impl Request {
@@ -34,16 +35,10 @@ impl Request {
 
     /// The first byte that a `Range` header asks for.
     pub(crate) fn from(&self) -> usize {
-        self.range().map_or(0, |(first, _)| first)
-    }
-
-    /// What a `Range` header asks for: the first byte, and the last where it says one.
-    pub(crate) fn range(&self) -> Option<(usize, Option<usize>)> {
-        let (first, last) = self
-            .header("range")?
-            .strip_prefix("bytes=")?
-            .split_once('-')?;
-        Some((first.parse().ok()?, last.parse().ok()))
+        self.header("range")
+            .and_then(|range| range.strip_prefix("bytes="))
+            .and_then(|range| range.trim_end_matches('-').parse().ok())
+            .unwrap_or(0)
     }
 }
 
@@ -96,7 +91,6 @@ struct Shared {
     stopped: AtomicBool,
     active: AtomicUsize,
     most_active: AtomicUsize,
-    connections: AtomicUsize,
 }
 
 /// A running server; stops when dropped.
@@ -145,7 +139,6 @@ impl Server {
             stopped: AtomicBool::new(false),
             active: AtomicUsize::new(0),
             most_active: AtomicUsize::new(0),
-            connections: AtomicUsize::new(0),
         });
         let accepting = Arc::clone(&shared);
         std::thread::spawn(move || {
@@ -180,11 +173,6 @@ impl Server {
     /// The most blob requests that were answered at one time.
     pub(crate) fn most_active(&self) -> usize {
         self.shared.most_active.load(Ordering::Relaxed)
-    }
-
-    /// Connections that were made.
-    pub(crate) fn connections(&self) -> usize {
-        self.shared.connections.load(Ordering::SeqCst)
     }
 
     /// A source for `image:1` on this server.
@@ -229,10 +217,7 @@ pub(crate) fn with_credential(registry: &str) -> registry::Settings {
     registry::Settings {
         credentials: Arc::new(Fixed {
             registry: registry.to_owned(),
-            credential: Credential {
-                user: "me".to_owned(),
-                password: Secret::new("hunter2"),
-            },
+            credential: Credential::login("me", "hunter2"),
         }),
         ..quick()
     }
@@ -252,7 +237,6 @@ impl Drop for Server {
 impl Shared {
     fn connection(&self, stream: &TcpStream) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
-        self.connections.fetch_add(1, Ordering::SeqCst);
         let mut reader = BufReader::new(stream.try_clone()?);
         // The first byte of a TLS handshake is answered as web servers do.
         if reader.fill_buf()?.first() == Some(&0x16) {
@@ -332,7 +316,7 @@ fn read_request(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
     let mut request = Request {
         method: method.to_owned(),
         path: path.to_owned(),
-        headers: BTreeMap::new(),
+        ..Request::default()
     };
     loop {
         let mut line = String::new();
@@ -343,9 +327,16 @@ fn read_request(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
                     .headers
                     .insert(name.to_ascii_lowercase(), value.to_owned());
             }
-            None => return Ok(Some(request)),
+            None => break,
         }
     }
+    let length = request
+        .header("content-length")
+        .and_then(|length| length.parse().ok());
+    let mut body = vec![0; length.unwrap_or(0)];
+    reader.read_exact(&mut body)?;
+    request.body = String::from_utf8_lossy(&body).into_owned();
+    Ok(Some(request))
 }
 
 fn serve_image(image: &Image, top: Digest, request: &Request) -> Reply {
@@ -383,20 +374,20 @@ fn serve_image(image: &Image, top: Digest, request: &Request) -> Reply {
     match digest.and_then(|digest: Digest| image.blobs.get(&digest)) {
         None => missing,
         Some(content) => {
-            let Some((from, last)) = request.range() else {
+            let from = request.from();
+            if from == 0 {
                 return Reply::body(content.clone());
-            };
+            }
             if from >= content.len() {
                 return Reply::status(416);
             }
-            let last = last.unwrap_or(usize::MAX).min(content.len() - 1);
             Reply {
                 status: 206,
-                ..Reply::body(&content[from..=last])
+                ..Reply::body(&content[from..])
             }
             .with(
                 "content-range",
-                format!("bytes {from}-{last}/{}", content.len()),
+                format!("bytes {from}-{}/{}", content.len() - 1, content.len()),
             )
         }
     }

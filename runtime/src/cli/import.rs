@@ -123,8 +123,7 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
             })?,
     };
     let cancel = sys::signal::cancel_on_signals()?;
-    let output =
-        Output::create(&path, args.force || context.config.force).map_err(output_failure)?;
+    let output = Output::create(&path, args.force).map_err(output_failure)?;
     let options = args.image.options(&config, context);
     let progress = ImportProgress::new(args.quiet);
     let task = Task {
@@ -211,13 +210,6 @@ pub(super) fn open(
 ) -> Result<Box<dyn Source>, Failure> {
     let registry = match reference {
         Reference::Registry(registry) => {
-            if let (Some(user), None) = (&registry.user, &config.password) {
-                return Err(Failure::new(io::Error::other(format!(
-                    "there is no password for `{user}` at `{}`",
-                    registry.registry
-                )))
-                .with_hint("set `CISTA_PASSWORD`"));
-            }
             config.registry_for(&registry.registry, registry.user.as_deref())
         }
         _ => config.registry.clone(),

@@ -11,6 +11,7 @@ mod failure;
 mod import;
 mod inspect;
 mod list;
+mod login;
 mod remove;
 mod run;
 mod start;
@@ -22,7 +23,7 @@ use clap::Parser;
 
 pub use failure::{Failure, status};
 
-use crate::config::{Config, Dialect};
+use crate::config::Config;
 use crate::ui;
 
 /// What a command returns: the exit status of the process.
@@ -64,6 +65,8 @@ enum Command {
     Inspect(inspect::Args),
     Digest(digest::Args),
     Config(config::Args),
+    Login(login::LoginArgs),
+    Logout(login::LogoutArgs),
     Version(version::Args),
 }
 
@@ -71,10 +74,8 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let name = std::env::args_os().next();
-    let dialect = Dialect::of_program(name.as_deref());
     let load = || {
-        Config::load(dialect).map_err(|error| match cli.command {
+        Config::load().map_err(|error| match cli.command {
             Command::Start(_) | Command::Run(_) => Failure::from(error).with_status(status::SETUP),
             _ => Failure::from(error),
         })
@@ -96,6 +97,8 @@ pub fn main() -> ExitCode {
             Command::Inspect(args) => inspect::run(args, &context),
             Command::Digest(args) => digest::run(args, &context),
             Command::Config(args) => config::run(args, &context),
+            Command::Login(args) => login::login(args, &context),
+            Command::Logout(args) => login::logout(args, &context),
             Command::Version(args) => version::run(args, &context),
         }
     });

@@ -7,10 +7,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cista_images::registry::{Credential, Fixed, Secret, Settings};
+use cista_images::registry::{Credential, Secret, Settings};
 use cista_images::squashfs::compression::Compression;
 
+use super::credentials::CredentialPaths;
 use super::{ConfigError, Sources, settings};
+use crate::credentials::StoredCredentials;
 
 /// The settings of imports.
 #[derive(Clone, Debug)]
@@ -21,6 +23,8 @@ pub struct ImportConfig {
     pub registry: Settings,
     /// Password for the user of a reference. `CISTA_PASSWORD`.
     pub password: Option<Secret>,
+    /// Where logins are kept.
+    pub credentials: CredentialPaths,
     /// How images are compressed. `CISTA_COMPRESSION`, zstd:1.
     pub compression: Compression,
     /// Time stamp of everything in an image, in seconds since 1970. `SOURCE_DATE_EPOCH`.
@@ -81,28 +85,42 @@ impl ImportConfig {
             password: sources.text(&settings::PASSWORD)?.map(Secret::new),
             compression: compression.unwrap_or_default(),
             time: sources.number(&settings::TIME)?,
+            credentials: CredentialPaths::find(sources),
         })
     }
 
-    /// The registry settings for a reference, with the credential of its user.
+    /// The registry settings for a reference: with the logins that are stored, and the password that was given for its user.
     #[must_use]
     pub fn registry_for(&self, registry: &str, user: Option<&str>) -> Settings {
-        let mut settings = self.registry.clone();
-        if let (Some(user), Some(password)) = (user, &self.password) {
-            settings.credentials = Arc::new(Fixed {
-                registry: registry.to_owned(),
-                credential: Credential {
-                    user: user.to_owned(),
-                    password: password.clone(),
-                },
-            });
+        let given = match (user, &self.password) {
+            (Some(user), Some(password)) => Some(Credential::login(user, password.expose())),
+            _ => None,
+        };
+        self.with_given(registry, given)
+    }
+
+    /// The registry settings for trying a login.
+    #[must_use]
+    pub fn settings_with(&self, registry: &str, credential: Credential) -> Settings {
+        self.with_given(registry, Some(credential))
+    }
+
+    fn with_given(&self, registry: &str, given: Option<Credential>) -> Settings {
+        let given = given.map(|credential| (registry.to_owned(), credential));
+        Settings {
+            credentials: Arc::new(StoredCredentials {
+                paths: self.credentials.clone(),
+                given,
+            }),
+            ..self.registry.clone()
         }
-        settings
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use cista_images::registry::Wanted;
+
     use super::*;
 
     fn load(variables: &[(&str, &str)]) -> Result<ImportConfig, ConfigError> {
@@ -165,27 +183,19 @@ mod tests {
     #[test]
     fn the_password_belongs_to_the_registry_of_the_reference() {
         let config = load(&[("CISTA_PASSWORD", "hunter2")]).unwrap();
+        let has = |settings: &Settings, server| {
+            let wanted = Wanted {
+                server,
+                repository: "image",
+                user: None,
+                token_service: false,
+            };
+            settings.credentials.lookup(wanted).unwrap().is_some()
+        };
         let settings = config.registry_for("host:5000", Some("me"));
-        let found = settings
-            .credentials
-            .lookup("host:5000", Some("me"))
-            .unwrap();
-        assert_eq!(found.unwrap().user, "me");
-        assert!(
-            settings
-                .credentials
-                .lookup("other", None)
-                .unwrap()
-                .is_none()
-        );
-        assert!(!format!("{config:?}").contains("hunter2"));
-        let anonymous = config.registry_for("host:5000", None);
-        assert!(
-            anonymous
-                .credentials
-                .lookup("host:5000", None)
-                .unwrap()
-                .is_none()
-        );
+        assert!(has(&settings, "host:5000"));
+        assert!(!has(&settings, "other"));
+        assert!(!format!("{config:?} {settings:?}").contains("hunter2"));
+        assert!(!has(&config.registry_for("host:5000", None), "host:5000"));
     }
 }

@@ -5,11 +5,11 @@
 //! there and not repeated here.
 //!
 //! - [`accounts`]: the host's user and group databases through the C library, since they may live in LDAP
+//! - [`child`]: programs that may not outlive us
 //! - [`heap`]: giving memory back
 //! - [`again`]: this program, executed again by itself
 //! - [`mount`]: flags of mounts, `mount_setattr(2)`
 //! - [`namespace`]: new ones, `unshare(2)`, and whose they are
-//! - [`network`]: the loopback interface
 //! - [`process`]: processes that are nobody's child, `execve(2)`
 //! - [`seccomp`]: installing a filter
 //! - [`signal`]: Ctrl-C asks a long operation to stop
@@ -23,10 +23,10 @@
 
 pub mod accounts;
 pub mod again;
+pub mod child;
 pub mod heap;
 pub mod mount;
 pub mod namespace;
-pub mod network;
 pub mod process;
 pub mod seccomp;
 pub mod signal;

@@ -12,11 +12,10 @@
 mod bad_input;
 mod config;
 mod containers;
-mod enroot;
 mod import;
 mod isolation;
 mod join;
-mod namespaces;
+mod logins;
 mod oracle;
 mod run;
 mod signals;
@@ -36,12 +35,11 @@ fn main() -> ExitCode {
         start::CASES,
         signals::CASES,
         isolation::CASES,
+        logins::CASES,
         join::CASES,
-        namespaces::CASES,
         run::CASES,
         containers::CASES,
         config::CASES,
-        enroot::CASES,
     ];
     let outcome = Session::start(Profile::Debug, |text| eprintln!("    {text}"))
         .and_then(|session| run_all(session, &cases));
