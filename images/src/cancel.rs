@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How often a pause looks at the flag.
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// A shared flag; clones refer to the same flag.
 #[derive(Clone, Debug, Default)]
@@ -48,6 +52,18 @@ impl Cancel {
                 .parent
                 .as_ref()
                 .is_some_and(|parent| parent.is_cancelled())
+    }
+
+    /// Sleeps for a while, and no longer than a tenth of a second after the operation was cancelled.
+    pub fn pause(&self, duration: Duration) -> Result<(), Cancelled> {
+        let mut left = duration;
+        while !left.is_zero() {
+            self.check()?;
+            let step = left.min(INTERVAL);
+            std::thread::sleep(step);
+            left -= step;
+        }
+        self.check()
     }
 
     /// An error once the operation was cancelled, for use with `?` in loops.

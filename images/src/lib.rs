@@ -24,6 +24,7 @@ pub mod import;
 pub mod layer;
 pub mod merge;
 pub mod output;
+mod owner;
 pub mod pack;
 pub mod platform;
 pub mod progress;

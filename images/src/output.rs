@@ -6,28 +6,24 @@
 //! first and rename(2) puts it in place, so that the window in which a kill leaves something is two system calls long.
 //!
 //! File systems without `O_TMPFILE` (NFS, some FUSE file systems, Lustre before 2.11) get the temporary name from the start:
-//! `.NAME.part-HOST-PID-N`. The name says who writes it, and the writer holds an flock(2) on it, so that [`remove_leftovers`] can clean up
-//! after the dead without touching the living: it removes only files of this host whose process is gone and whose lock is free.
+//! `.NAME.part-…`, where the name says which process writes it (`temporary.rs`), so that [`remove_leftovers`] can clean up after the dead
+//! without touching the living. No lock of the file system is asked for: some refuse it.
 //!
 //! Durability: [`Output::commit`] syncs the file before it gets its name and the directory after, so a name that is there after a power
 //! loss has its content. [`Output::commit_unsynced`] leaves that to the kernel, for content that is verified whenever it is used.
 
+pub(crate) mod temporary;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-/// Longest file name that Linux file systems take, in bytes.
-const NAME_MAX: usize = 255;
-
-/// What stands between the name of the finished file and the name of its writer.
-const PART: &[u8] = b".part-";
+pub use temporary::remove_leftovers;
 
 /// Why a file cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -209,6 +205,10 @@ impl Output {
                     self.remove_temporary();
                     Ok(())
                 }
+                Err(_) if self.is_in_place() => {
+                    self.remove_temporary();
+                    Ok(())
+                }
                 Err(Errno::EXIST) => Err(OutputError::Exists {
                     path: self.path.clone(),
                 }),
@@ -226,9 +226,12 @@ impl Output {
             );
         }
         if let Some(temporary) = &self.temporary {
-            rustix::fs::renameat(&self.directory, temporary, &self.directory, &self.name)
-                .map_err(|errno| self.place_error(errno))?;
-            self.temporary = None;
+            let renamed =
+                rustix::fs::renameat(&self.directory, temporary, &self.directory, &self.name);
+            match renamed {
+                Err(errno) if !self.is_in_place() => return Err(self.place_error(errno)),
+                _ => self.temporary = None,
+            }
         }
         Ok(())
     }
@@ -253,6 +256,11 @@ impl Output {
             }),
             Err(errno) => Err(self.place_error(errno)),
         }
+    }
+
+    /// Whether the name stands for our file. On NFS an operation whose answer was lost is sent again, and then fails because it was done.
+    fn is_in_place(&self) -> bool {
+        is_same_file(&self.file, &self.directory, &self.name)
     }
 
     fn place_error(&self, errno: Errno) -> OutputError {
@@ -295,6 +303,15 @@ impl Output {
 impl Drop for Output {
     fn drop(&mut self) {
         self.remove_temporary();
+    }
+}
+
+/// Whether a name in a directory stands for an open file.
+pub(crate) fn is_same_file(file: &File, directory: impl AsFd, name: &OsStr) -> bool {
+    let named = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
+    match (named, rustix::fs::fstat(file)) {
+        (Ok(named), Ok(open)) => (named.st_dev, named.st_ino) == (open.st_dev, open.st_ino),
+        _ => false,
     }
 }
 
@@ -352,7 +369,7 @@ fn unfinished_file(
     };
     remove_leftovers(directory_path);
     loop {
-        let temporary = temporary_name(name);
+        let temporary = temporary::name(name);
         match rustix::fs::openat(
             directory,
             &temporary,
@@ -360,8 +377,6 @@ fn unfinished_file(
             mode,
         ) {
             Ok(file) => {
-                // Where locks are not supported, the process id alone protects the file from `remove_leftovers`.
-                let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
                 return Ok((File::from(file), Some(temporary)));
             }
             // Left by a dead process with our id; the next number is free soon.
@@ -374,7 +389,7 @@ fn unfinished_file(
 /// Gives a file without a name a temporary one.
 fn link_temporary(file: &File, directory: &OwnedFd, name: &OsStr) -> Result<OsString, Errno> {
     loop {
-        let temporary = temporary_name(name);
+        let temporary = temporary::name(name);
         match link_descriptor(file, directory, &temporary) {
             Ok(()) => return Ok(temporary),
             Err(Errno::EXIST) => {}
@@ -396,101 +411,6 @@ fn link_descriptor(file: &File, directory: &OwnedFd, name: &OsStr) -> Result<(),
         Err(Errno::NOENT) => rustix::fs::linkat(file, "", directory, name, AtFlags::EMPTY_PATH),
         answer => answer,
     }
-}
-
-fn host_name() -> Vec<u8> {
-    rustix::system::uname()
-        .nodename()
-        .to_bytes()
-        .iter()
-        .map(|byte| {
-            if *byte == b'/' || *byte == b'-' {
-                b'_'
-            } else {
-                *byte
-            }
-        })
-        .take(64)
-        .collect()
-}
-
-/// `.NAME.part-HOST-PID-N`, with NAME cut where the whole would be too long for a file name.
-fn temporary_name(name: &OsStr) -> OsString {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let mut writer = PART.to_vec();
-    writer.extend(host_name());
-    writer.extend(
-        format!(
-            "-{}-{}",
-            std::process::id(),
-            NUMBER.fetch_add(1, Ordering::Relaxed)
-        )
-        .bytes(),
-    );
-    let room = NAME_MAX.saturating_sub(1 + writer.len());
-    let mut temporary = vec![b'.'];
-    temporary.extend(name.as_bytes().iter().take(room));
-    temporary.extend(writer);
-    OsString::from_vec(temporary)
-}
-
-/// The process id in a temporary name of this host; None for any other name.
-fn writer_of(name: &[u8]) -> Option<i32> {
-    if name.first() != Some(&b'.') {
-        return None;
-    }
-    let start = name
-        .windows(PART.len())
-        .rposition(|window| window == PART)?
-        + PART.len();
-    let mut fields = name[start..].split(|byte| *byte == b'-');
-    let (host, pid, number) = (fields.next()?, fields.next()?, fields.next()?);
-    let digits = |field: &[u8]| {
-        std::str::from_utf8(field)
-            .ok()
-            .and_then(|text| text.parse::<i32>().ok())
-    };
-    if fields.next().is_some() || host != host_name() || digits(number).is_none() {
-        return None;
-    }
-    digits(pid).filter(|pid| *pid > 0)
-}
-
-/// Removes unfinished files that dead processes of this host left in a directory; returns how many.
-///
-/// Only needed on file systems without `O_TMPFILE`, where [`Output::create`] does it by itself. Never an error: what cannot be listed or removed is left for the next time.
-pub fn remove_leftovers(directory: &Path) -> usize {
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return 0;
-    };
-    let mut removed = 0;
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(pid) = writer_of(name.as_bytes()).and_then(rustix::process::Pid::from_raw) else {
-            continue;
-        };
-        if rustix::process::test_kill_process(pid) != Err(Errno::SRCH) {
-            continue;
-        }
-        // The process may live in another PID namespace of this host: then its lock tells.
-        let Ok(file) = rustix::fs::openat(
-            CWD,
-            entry.path(),
-            OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        ) else {
-            continue;
-        };
-        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-            == Err(Errno::WOULDBLOCK)
-        {
-            continue;
-        }
-        if std::fs::remove_file(entry.path()).is_ok() {
-            removed += 1;
-        }
-    }
-    removed
 }
 
 #[cfg(test)]
@@ -603,44 +523,5 @@ mod tests {
     fn missing_directory_is_named() {
         let error = Output::create(Path::new("/nonexistent/x.sqsh"), false).unwrap_err();
         assert_eq!(error.to_string(), "cannot open directory `/nonexistent`");
-    }
-
-    #[test]
-    fn only_leftovers_of_the_dead_are_removed() {
-        let directory = tempfile::tempdir().unwrap();
-        // A process that has ended, whose id is therefore free until it wraps around.
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let dead = child.id();
-        child.wait().unwrap();
-        let host = String::from_utf8(host_name()).unwrap();
-        let leftover = format!(".a.part-{host}-{dead}-0");
-        let foreign = format!(".a.part-other{host}-{dead}-0");
-        let locked = format!(".b.part-{host}-{dead}-1");
-        let plain = format!("a.part-{host}-{dead}-0");
-        for name in [&leftover, &foreign, &locked, &plain] {
-            std::fs::write(directory.path().join(name), b"").unwrap();
-        }
-        let holder = File::open(directory.path().join(&locked)).unwrap();
-        rustix::fs::flock(&holder, FlockOperation::LockExclusive).unwrap();
-        let alive = create_named(&directory.path().join("c"), false);
-        assert_eq!(remove_leftovers(directory.path()), 1);
-        let left = names(directory.path());
-        assert!(!left.contains(&leftover));
-        for name in [&foreign, &locked, &plain] {
-            assert!(left.contains(name), "{name}");
-        }
-        assert_eq!(left.len(), 4);
-        drop(alive);
-    }
-
-    #[test]
-    fn temporary_names_of_long_names_fit() {
-        let long = "x".repeat(NAME_MAX);
-        let temporary = temporary_name(OsStr::new(&long));
-        assert!(temporary.len() <= NAME_MAX);
-        assert_eq!(
-            writer_of(temporary.as_bytes()),
-            i32::try_from(std::process::id()).ok()
-        );
     }
 }

@@ -1,6 +1,7 @@
 //! What an import tells its caller while it works.
 
 use crate::digest::Digest;
+use crate::store::Holder;
 
 /// Something that happened. Sizes are bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +42,13 @@ pub enum Event {
         layer: usize,
         /// Compressed bytes merged since the last event of this layer.
         bytes: u64,
+    },
+    /// Another process makes what is needed, and is waited for. Sent again and again.
+    Waiting {
+        /// Position of the layer whose blob is waited for; None for the whole image.
+        layer: Option<usize>,
+        /// Who makes it, and how far it is.
+        holder: Holder,
     },
     /// Something that the user should know but that stops nothing.
     Warning(String),

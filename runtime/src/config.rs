@@ -11,6 +11,7 @@ pub mod file;
 pub mod import;
 pub mod settings;
 pub mod sources;
+pub mod store;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ureq::http::{Method, Uri};
 
@@ -106,6 +106,14 @@ impl Client {
             identity: Mutex::default(),
             answered: AtomicBool::new(false),
         })
+    }
+
+    /// Waits, unless it is stopped.
+    pub(super) fn pause(&self, duration: Duration) -> Result<(), RegistryError> {
+        if self.stop.pause(duration) {
+            return Err(RegistryError::Stopped);
+        }
+        Ok(())
     }
 
     /// Interrupts everything; the client is of no use afterwards.

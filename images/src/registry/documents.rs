@@ -12,7 +12,7 @@ use crate::reference::RegistryReference;
 use crate::source::SourceError;
 use crate::source::document::{Descriptor, MAX_MANIFEST};
 use crate::source::resolve::{self, Documents, Fetched, MediaKind};
-use crate::store::{Store, StoreError};
+use crate::store::{self, PendingBlob, Store, StoreError};
 
 /// The manifests that we understand, and the old ones, to be told clearly that an image is of that kind. Registries that are not
 /// asked for a type may convert, or deny that the image exists.
@@ -192,20 +192,35 @@ impl CachedDocuments<'_> {
     }
 
     fn keep(&self, digest: Digest, text: &[u8]) -> Result<(), SourceError> {
-        use std::io::Write as _;
-        let Some(store) = self.store else {
-            return Ok(());
-        };
-        let pending = store.begin_blob(&digest, text.len() as u64)?;
-        pending
-            .file()
-            .write_all(text)
-            .map_err(|source| StoreError::Write {
-                path: pending.path().to_owned(),
-                source,
-            })?;
-        Ok(pending.commit()?)
+        match self.store {
+            None => Ok(()),
+            Some(store) => write(store.begin_blob(&digest, text.len() as u64)?, text),
+        }
     }
+
+    /// Becomes the one of all processes that fetches a blob, or waits for the one that does: None once it is there.
+    fn claim(&self, descriptor: &Descriptor) -> Result<Option<PendingBlob>, SourceError> {
+        let Some(store) = self.store else {
+            return Ok(None);
+        };
+        let claimed = store::wait_for(
+            |watch| store.claim_blob(&descriptor.digest, descriptor.size, watch),
+            |_, pause| self.client.pause(pause).map_err(SourceError::from),
+        )?;
+        Ok(claimed.err())
+    }
+}
+
+fn write(pending: PendingBlob, text: &[u8]) -> Result<(), SourceError> {
+    use std::os::unix::fs::FileExt as _;
+    pending
+        .file()
+        .write_all_at(text, 0)
+        .map_err(|source| StoreError::Write {
+            path: pending.path().to_owned(),
+            source,
+        })?;
+    Ok(pending.commit()?)
 }
 
 impl Head {
@@ -223,13 +238,26 @@ impl Documents for CachedDocuments<'_> {
     }
 
     fn blob(&self, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8>, SourceError> {
-        if let Some(text) = self.kept(descriptor.digest, limit)? {
-            resolve::check_content("the config", descriptor, &text)?;
-            return Ok(text);
+        let mut kept = self.kept(descriptor.digest, limit)?;
+        let mut pending = None;
+        if kept.is_none() {
+            if let Some(store) = self.store {
+                // What is there is damaged.
+                store.discard_blob(&descriptor.digest)?;
+            }
+            pending = self.claim(descriptor)?;
+            if pending.is_none() {
+                kept = self.kept(descriptor.digest, limit)?;
+            }
         }
-        let text = self.client.small_blob(descriptor.digest, limit)?;
+        let text = match kept {
+            Some(text) => text,
+            None => self.client.small_blob(descriptor.digest, limit)?,
+        };
         resolve::check_content("the config", descriptor, &text)?;
-        self.keep(descriptor.digest, &text)?;
+        if let Some(pending) = pending {
+            write(pending, &text)?;
+        }
         Ok(text)
     }
 }

@@ -23,6 +23,7 @@ use cista_images::store::Store;
 
 use super::{Context, Failure, Outcome, status};
 use crate::config::import::ImportConfig;
+use crate::config::store::StoreConfig;
 use crate::sys;
 use crate::ui;
 use crate::ui::progress::ImportProgress;
@@ -100,12 +101,21 @@ impl ImageOptions {
         if self.no_cache {
             return Ok(None);
         }
-        let store = Store::open(&context.config.cache_path)
-            .map_err(|error| Failure::new(error).with_hint(
+        let store = open_store(context)
+            .map_err(|failure| failure.with_hint(
                 "`CISTA_CACHE_PATH` names another directory for the cache, `--no-cache` does without",
             ))?;
-        Ok(Some(Arc::new(store)))
+        Ok(Some(store))
     }
+}
+
+/// Opens the store.
+pub(super) fn open_store(context: &Context) -> Result<Arc<Store>, Failure> {
+    let settings = StoreConfig::load(&context.config.sources)?;
+    let opened = Store::with_settings(&context.config.cache_path, settings.store);
+    Ok(Arc::new(opened.map_err(|error| {
+        Failure::new(error).with_hint("`CISTA_CACHE_PATH` names another directory for the cache")
+    })?))
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Outcome {

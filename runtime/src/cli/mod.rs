@@ -15,6 +15,7 @@ mod login;
 mod remove;
 mod run;
 mod start;
+mod stored;
 mod version;
 
 use std::process::ExitCode;

@@ -9,22 +9,11 @@ use std::ffi::{CString, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use cista_images::digest::Digest;
-use cista_images::import::{self as images_import, Options};
-use cista_images::output::OutputError;
-use cista_images::reference::Reference;
-use cista_images::source::Task;
-use cista_images::store::{ImageRecord, Store, StoreError};
-
-use super::import::{self, ImageOptions, SourceOptions};
-use super::{Context, Failure, Outcome, start, status};
-use crate::config::import::ImportConfig;
+use super::import::{ImageOptions, SourceOptions};
+use super::{Context, Failure, Outcome, start, status, stored};
 use crate::container::Root;
 use crate::sys;
-use crate::ui;
-use crate::ui::progress::ImportProgress;
 
 /// Import an image into the store when it is not there, and start it
 #[derive(Debug, clap::Args)]
@@ -56,7 +45,13 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
     if let Some(path) = args.resolved {
         return start::start(Root::Image(path), &args.start, args.command, context);
     }
-    let path = prepare(&args, context).map_err(|failure| {
+    let wanted = stored::Wanted {
+        uri: &args.uri,
+        source: &args.source,
+        image: &args.image,
+        quiet: args.quiet,
+    };
+    let path = stored::prepare(&wanted, context).map_err(|failure| {
         // An interruption has a status of its own.
         if failure.status().is_some() {
             failure
@@ -98,85 +93,6 @@ fn with_resolved(
         .into_iter()
         .map(|word| CString::new(word.as_bytes()).map_err(io::Error::other))
         .collect()
-}
-
-/// The path of the image in the store, which is imported if need be.
-fn prepare(args: &Args, context: &Context) -> Result<PathBuf, Failure> {
-    let config = ImportConfig::load(&context.config.sources)?;
-    let reference = import::parse(&args.uri)?;
-    if let Reference::Directory(_) = reference {
-        return Err(no_digest(&args.uri));
-    }
-    let cancel = sys::signal::cancel_on_signals()?;
-    let store = open_store(context)?;
-    let options = Options {
-        // The store's images depend on the manifest alone.
-        record_reference: false,
-        ..args.image.options(&config, context)
-    };
-    let fingerprint = Digest::of(options.fingerprint().as_bytes());
-    let progress = ImportProgress::new(args.quiet);
-    let task = Task {
-        progress: &progress,
-        cancel: &cancel,
-    };
-    let source = import::open(&reference, &config, args.image.store(context)?)?;
-    let platform = args.source.platform();
-    let digest = source
-        .digest(&platform, task)
-        .map_err(|error| import::failure(error, &cancel))?
-        .ok_or_else(|| no_digest(&args.uri))?;
-    let found = store.image(&digest, &fingerprint)?;
-    if let Some(path) = found {
-        return Ok(path);
-    }
-    let image = source
-        .resolve(&platform, task)
-        .map_err(|error| import::failure(error, &cancel))?;
-    let digest = image.digest.ok_or_else(|| no_digest(&args.uri))?;
-    let started = Instant::now();
-    let pending = match store.begin_image(&digest, &fingerprint) {
-        Ok(pending) => pending,
-        // The tag moved between the two requests to an image that is there, or another process was faster.
-        Err(StoreError::Output(OutputError::Exists { path })) => return Ok(path),
-        Err(error) => return Err(error.into()),
-    };
-    progress.begin(&image);
-    let file = pending.output().handle().map_err(import::output_failure)?;
-    let made = images_import::import(source.as_ref(), &image, &options, file, task);
-    progress.finish();
-    let summary = made.map_err(|error| import::failure(error, &cancel))?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let record = ImageRecord {
-        reference: image.reference,
-        manifest: digest.to_string(),
-        options: options.fingerprint(),
-        created: now.map_or(0, |time| time.as_secs()),
-        size: summary.size,
-    };
-    let path = pending.commit(&record)?;
-    if !args.quiet {
-        ui::message(format_args!(
-            "imported `{}`: {}",
-            args.uri,
-            import::describe(&summary, progress.merged(), started)
-        ));
-    }
-    Ok(path)
-}
-
-/// The store of finished images, which `--no-cache` does not turn off: the image has to be somewhere.
-fn open_store(context: &Context) -> Result<Store, Failure> {
-    Store::open(&context.config.cache_path).map_err(|error| {
-        Failure::new(error).with_hint("`CISTA_CACHE_PATH` names another directory for the cache")
-    })
-}
-
-fn no_digest(uri: &str) -> Failure {
-    Failure::new(io::Error::other(format!(
-        "`{uri}` has no manifest, so its image cannot be kept in the store"
-    )))
-    .with_hint("import it with `cista import`, then start the file with `cista start`")
 }
 
 #[cfg(test)]

@@ -210,6 +210,10 @@ settings! {
         Kind::Number { from: 0, to: u32::MAX },
         "what the layers say", "Time stamp of everything in an image, in seconds since 1970.";
 
+    LEASE_TIMEOUT: "store" "lease_timeout", ["CISTA_LEASE_TIMEOUT"], None,
+        Kind::Seconds,
+        "30", "How long a process of another machine that writes to the store may be silent before its work is taken over, in seconds.";
+
     ALLOW_HTTP: "transfer" "allow_http", ["CISTA_ALLOW_HTTP"], Some("ENROOT_ALLOW_HTTP"),
         Kind::Switch,
         "no", "Whether registries may be reached without encryption.";

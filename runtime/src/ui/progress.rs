@@ -50,6 +50,8 @@ struct Totals {
     fetched: u64,
     merged: u64,
     layers: Vec<Layer>,
+    /// It was said that another process is waited for.
+    waited: bool,
 }
 
 /// What is known of one layer, in bytes of its blob.
@@ -134,6 +136,11 @@ impl Progress for ImportProgress {
             }
             View::Plain(last) => match event {
                 Event::Warning(text) => super::warning(text),
+                Event::Waiting { holder, .. } if !totals.waited || last.elapsed() >= INTERVAL => {
+                    totals.waited = true;
+                    *last = Instant::now();
+                    super::message(format_args!("waiting for {holder}"));
+                }
                 _ if last.elapsed() >= INTERVAL => {
                     *last = Instant::now();
                     super::message(totals);
@@ -162,7 +169,10 @@ impl Totals {
                     layer.merged += bytes;
                 }
             }
-            Event::Resolved { .. } | Event::LayerComplete { .. } | Event::Warning(_) => {}
+            Event::Resolved { .. }
+            | Event::LayerComplete { .. }
+            | Event::Waiting { .. }
+            | Event::Warning(_) => {}
         }
     }
 }
@@ -214,6 +224,16 @@ impl Bars {
             | Event::LayerMerged { layer, .. } => {
                 self.total.set_position(totals.merged);
                 self.layer(*layer, totals);
+            }
+            Event::Waiting { layer, holder } => {
+                let bar = layer.and_then(|layer| self.layers.get(&layer));
+                let bar = bar.unwrap_or_else(|| {
+                    if totals.layers.is_empty() {
+                        self.total.set_style(style("{prefix:>24} {msg}"));
+                    }
+                    &self.total
+                });
+                bar.set_message(format!("waiting for {holder}"));
             }
             Event::Resolved { .. } => {}
         }

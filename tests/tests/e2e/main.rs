@@ -20,6 +20,7 @@ mod oracle;
 mod run;
 mod signals;
 mod start;
+mod store;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         bad_input::CASES,
         oracle::CASES,
         start::CASES,
+        store::CASES,
         signals::CASES,
         isolation::CASES,
         logins::CASES,

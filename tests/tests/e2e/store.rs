@@ -1,0 +1,278 @@
+//! The store: one import for all who want an image, whoever dies.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::environment::TestEnvironment;
+use cista_tests::error::{HarnessError, IoContext as _};
+use cista_tests::image::Recipe;
+use cista_tests::listing::{files_below, hash_of_file};
+use cista_tests::program::{Program, Running};
+use cista_tests::registry::Registry;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How many processes want the same image at once.
+const MANY: usize = 16;
+
+/// A registry whose log is the test's own, and the reference of a small image in it.
+fn small_image(environment: &TestEnvironment<'_>) -> Result<(Registry, String), HarnessError> {
+    let session = environment.session();
+    let image = session.images().get(Recipe::Busybox)?;
+    let registry = Registry::start(&session.images().registry_storage(), &environment.home())?;
+    let uri = image.uri(&registry);
+    Ok((registry, uri))
+}
+
+/// How often each blob was asked for.
+fn blob_requests(registry: &Registry) -> Result<BTreeMap<String, usize>, HarnessError> {
+    let mut requests = BTreeMap::new();
+    for line in registry.log()?.lines() {
+        if let Some((_, rest)) = line.split_once("\"GET /v2/")
+            && let Some((_, digest)) = rest.split_once("/blobs/")
+        {
+            let digest = digest.split(' ').next().unwrap_or_default().to_owned();
+            *requests.entry(digest).or_insert(0) += 1;
+        }
+    }
+    Ok(requests)
+}
+
+/// The finished images of a store.
+fn images(store: &Path) -> Result<Vec<PathBuf>, HarnessError> {
+    let mut files = files_below(&store.join("images"))?;
+    files.retain(|path| path.extension().is_some_and(|end| end == "sqsh"));
+    Ok(files)
+}
+
+/// What in a store is not finished.
+fn unfinished(store: &Path) -> Result<Vec<PathBuf>, HarnessError> {
+    let mut files = files_below(store)?;
+    files.retain(|path| {
+        let name = path.file_name().unwrap_or_default();
+        name.as_encoded_bytes().starts_with(b".")
+    });
+    Ok(files)
+}
+
+/// Starts containers of an image that is not in the store, all at once, and looks what came of it.
+fn start_many(environment: &TestEnvironment<'_>, program: impl Fn(&str) -> Program) -> TestResult {
+    let (registry, uri) = small_image(environment)?;
+    let running: Vec<Running> = (0..MANY)
+        .map(|_| program(&uri).spawn())
+        .collect::<Result<_, _>>()?;
+    for running in running {
+        let outcome = running.wait()?;
+        assert_eq!(
+            (outcome.text().as_str(), outcome.code()),
+            ("a test image of cista", Some(0)),
+            "{}",
+            outcome.error_text()
+        );
+    }
+    let requests = blob_requests(&registry)?;
+    assert!(requests.len() >= 2, "{requests:?}");
+    assert!(requests.values().all(|count| *count == 1), "{requests:?}");
+    let store = environment.store();
+    assert_eq!(images(&store)?.len(), 1);
+    assert_eq!(unfinished(&store)?, Vec::<PathBuf>::new());
+    Ok(())
+}
+
+fn many_starts_share_one_import(environment: &TestEnvironment<'_>) -> TestResult {
+    start_many(environment, |uri| {
+        environment.cista(["run", uri, "cat", "/etc/issue"])
+    })
+}
+
+/// As on a file system without locks: flock(2) fails with what Lustre and NFS say then.
+fn no_lock_of_the_file_system_is_needed(environment: &TestEnvironment<'_>) -> TestResult {
+    let trace = |uri: &str| {
+        environment
+            .program("strace")
+            .args(["-f", "-qqq", "--seccomp-bpf", "-e", "trace=flock"])
+            .args(["-e", "inject=flock:error=ENOLCK", "-o", "trace"])
+            .arg(environment.program_path())
+            .args(["run", uri, "cat", "/etc/issue"])
+    };
+    start_many(environment, trace)
+}
+
+/// Pseudo-random numbers, the same in every run.
+struct Random(u64);
+
+impl Random {
+    /// A number below a limit.
+    fn below(&mut self, limit: u64) -> u64 {
+        // Knuth's MMIX.
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+/// The process that makes the image just now.
+fn builder(store: &Path) -> Option<Pid> {
+    let lease = std::fs::read_dir(store.join("images"))
+        .ok()?
+        .flatten()
+        .find(|entry| entry.file_name().as_encoded_bytes().ends_with(b".lease"))?;
+    let text = std::fs::read_to_string(lease.path()).ok()?;
+    let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let pid = json.get("owner")?.get("pid")?.as_i64()?;
+    Pid::from_raw(i32::try_from(pid).ok()?)
+}
+
+/// Kills whoever makes the image, at a moment of its work that is different each time: the others finish, with the same file.
+fn the_builder_may_be_killed_at_any_moment(environment: &TestEnvironment<'_>) -> TestResult {
+    const ROUNDS: usize = 50;
+    let (_registry, uri) = small_image(environment)?;
+    let start = |store: &Path| {
+        environment
+            .cista(["run", "-q", &uri, "true"])
+            .env("CISTA_CACHE_PATH", store)
+            .spawn()
+    };
+    let expected = {
+        let store = environment.path("first");
+        let outcome = start(&store)?.wait()?;
+        assert_eq!(outcome.code(), Some(0), "{}", outcome.error_text());
+        let images = images(&store)?;
+        assert_eq!(images.len(), 1);
+        hash_of_file(&images[0])?
+    };
+    let mut random = Random(4711);
+    let mut killed = 0;
+    for round in 0..ROUNDS {
+        let store = environment.path(format!("store-{round}"));
+        let mut running: Vec<Running> = (0..3).map(|_| start(&store)).collect::<Result<_, _>>()?;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let victim = loop {
+            if let Some(pid) = builder(&store) {
+                std::thread::sleep(Duration::from_micros(random.below(120_000)));
+                // It may have finished meanwhile, and another may never need to build.
+                break builder(&store).filter(|now| *now == pid);
+            }
+            assert!(Instant::now() < deadline, "round {round}: nobody builds");
+            if running.iter_mut().all(|running| !running.is_running()) {
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        let mut survivors = 0;
+        if let Some(victim) = victim
+            && kill_process(victim, Signal::KILL).is_ok()
+        {
+            killed += 1;
+        }
+        for running in running {
+            let outcome = running.wait()?;
+            if outcome.signal() == Some(9) {
+                continue;
+            }
+            survivors += 1;
+            assert_eq!(
+                outcome.code(),
+                Some(0),
+                "round {round}: {}",
+                outcome.error_text()
+            );
+        }
+        assert!(survivors >= 2, "round {round}");
+        let images = images(&store)?;
+        assert_eq!(images.len(), 1, "round {round}");
+        assert_eq!(hash_of_file(&images[0])?, expected, "round {round}");
+        assert_eq!(unfinished(&store)?, Vec::<PathBuf>::new(), "round {round}");
+        std::fs::remove_dir_all(&store).context("remove", &store)?;
+    }
+    assert!(
+        killed >= ROUNDS / 2,
+        "only {killed} of {ROUNDS} builders were met at work"
+    );
+    Ok(())
+}
+
+fn a_damaged_image_is_made_again(environment: &TestEnvironment<'_>) -> TestResult {
+    let uri = environment.session().uri(Recipe::Busybox)?;
+    let run = || {
+        environment
+            .cista(["run", "-q", &uri, "cat", "/etc/issue"])
+            .text()
+    };
+    run()?;
+    let image = images(&environment.store())?.remove(0);
+    let whole = std::fs::read(&image).context("read", &image)?;
+    let record = image.with_extension("json");
+    let record_text = std::fs::read(&record).context("read", &record)?;
+    let damages: [(&Path, &[u8]); 4] = [
+        (&image, &whole[..whole.len() / 2]),
+        (&image, b""),
+        (&record, b""),
+        (&record, &record_text[..20]),
+    ];
+    for (path, content) in damages {
+        std::fs::write(path, content).context("write", path)?;
+        assert_eq!(run()?, "a test image of cista", "{}", path.display());
+        assert_eq!(std::fs::read(&image).context("read", &image)?, whole);
+    }
+    Ok(())
+}
+
+const CONTAINER: &[Need] = &[
+    Need::Image(Recipe::Busybox),
+    Need::UserNamespaces,
+    Need::Fuse,
+];
+
+const TRACED: &[Need] = &[
+    Need::Image(Recipe::Busybox),
+    Need::UserNamespaces,
+    Need::Fuse,
+    Need::Program("strace"),
+];
+
+const fn case(
+    name: &'static str,
+    who: Who,
+    needs: &'static [Need],
+    run: fn(&TestEnvironment<'_>) -> TestResult,
+) -> Case {
+    Case {
+        name,
+        tier: Tier::Userns,
+        who,
+        needs,
+        run,
+    }
+}
+
+/// The tests of this file.
+pub(crate) const CASES: &[Case] = &[
+    case(
+        "store::many_starts_share_one_import",
+        Who::Both,
+        CONTAINER,
+        many_starts_share_one_import,
+    ),
+    case(
+        "store::no_lock_of_the_file_system_is_needed",
+        Who::User,
+        TRACED,
+        no_lock_of_the_file_system_is_needed,
+    ),
+    case(
+        "store::the_builder_may_be_killed_at_any_moment",
+        Who::User,
+        CONTAINER,
+        the_builder_may_be_killed_at_any_moment,
+    ),
+    case(
+        "store::a_damaged_image_is_made_again",
+        Who::User,
+        CONTAINER,
+        a_damaged_image_is_made_again,
+    ),
+];
