@@ -100,7 +100,7 @@ impl FromStr for Digest {
 }
 
 /// Computes a [`Digest`] piece by piece.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Hasher(Sha256);
 
 impl Hasher {

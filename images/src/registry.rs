@@ -10,8 +10,9 @@
 //! - `client.rs`: one repository: authenticated requests, redirects
 //! - `login.rs`: trying a login
 //! - `documents.rs`: its indexes, manifests and configs
-//! - `blob.rs`: a blob as a stream that survives cut connections
-//! - `download.rs`: blobs into the store, several at once, readable while they grow; `direct.rs`: without a store
+//! - `blob.rs`: one request for a part of a blob
+//! - `incoming.rs`: a blob on its way, in parts; `download.rs`: the connections that fetch them, right of way, resuming
+//! - `follow.rs`: readers of blobs that are on their way, or in the store
 //!
 //! Two rules hold everywhere. Credentials go to the registry they belong to, and to its token service, never along a redirect. And no
 //! network operation runs on the caller's thread, so that a caller is free at once when it is interrupted.
@@ -21,11 +22,12 @@ mod blob;
 mod challenge;
 mod client;
 mod credentials;
-mod direct;
 mod documents;
 mod download;
 mod error;
+mod follow;
 mod http;
+mod incoming;
 mod login;
 mod retry;
 mod token;
@@ -76,7 +78,7 @@ pub struct Settings {
     pub retries: u32,
     /// The pause before the first of these attempts, which doubles with each, up to 15 s.
     pub retry_delay: Duration,
-    /// How many blobs are fetched at once.
+    /// How many connections fetch blobs at once, each a blob or a part of one.
     pub max_connections: usize,
     /// Who we are.
     pub credentials: Arc<dyn Credentials>,
@@ -95,7 +97,7 @@ impl Default for Settings {
             idle_timeout: Duration::from_secs(60),
             retries: 6,
             retry_delay: Duration::from_millis(250),
-            max_connections: 8,
+            max_connections: 10,
             credentials: Arc::new(Anonymous),
         }
     }
@@ -227,15 +229,7 @@ impl Source for RegistrySource {
         task: Task<'a>,
     ) -> Result<Box<dyn Read + Send + 'a>, SourceError> {
         task.cancel.check()?;
-        let blob = image.layer(layer)?;
-        let (Some(digest), Some(size)) = (blob.digest, blob.size) else {
-            return Err(SourceError::NoSuchLayer { layer });
-        };
-        let Some(store) = &self.store else {
-            let stream = direct::DirectStream::start(&self.client, digest, size, layer, task)?;
-            return Ok(Box::new(stream));
-        };
-        self.downloads.open(image, layer, store, task)
+        self.downloads.open(image, layer, self.store.as_ref(), task)
     }
 }
 

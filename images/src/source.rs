@@ -288,17 +288,6 @@ pub fn hint(error: &(dyn Error + 'static)) -> Option<String> {
 }
 
 impl SourceError {
-    /// The error that a stream of a source ended with.
-    pub(crate) fn from_stream(error: io::Error) -> Self {
-        match error.downcast::<Self>() {
-            Ok(error) => error,
-            Err(source) => Self::Read {
-                path: PathBuf::from("the network"),
-                source,
-            },
-        }
-    }
-
     fn own_hint(&self) -> Option<String> {
         Some(match self {
             Self::CompressedArchive { path, compression } => {

@@ -7,6 +7,7 @@
 //! A table of `cista.toml` with a structure of its own gets a file of its own here, and is read by [`Sources::structures`].
 
 pub mod credentials;
+pub mod enroot;
 pub mod file;
 pub mod import;
 pub mod settings;
@@ -16,8 +17,9 @@ pub mod store;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::container::namespaces::Namespaces;
 use file::FileError;
-pub use sources::Sources;
+pub use sources::{Dialect, Sources};
 
 /// The effective settings.
 #[derive(Clone, Debug)]
@@ -39,6 +41,16 @@ pub struct Config {
     /// Bytes that a container may keep in memory as files: `/tmp` and, where they do not persist, changes of its root. `CISTA_SCRATCH_SIZE`; None
     /// for the kernel's default, half of the memory.
     pub scratch_size: Option<u64>,
+    /// What `/dev` is. `CISTA_DEV`: `private` or `host`; called as enroot it is the host's unless `ENROOT_RESTRICT_DEV` says otherwise.
+    pub dev: Dev,
+    /// Whether the root file system can be written to without `-w`. `CISTA_ROOTFS_WRITABLE`.
+    pub writable: bool,
+    /// Whether the user is root inside without `-r`. `CISTA_REMAP_ROOT`.
+    pub remap_root: bool,
+    /// Whether what exists is replaced without `-f`. `CISTA_FORCE_OVERRIDE`.
+    pub force: bool,
+    /// Namespaces that every container has of its own. `CISTA_UNSHARE_PID`, `_NET`, `_IPC`, `_UTS`.
+    pub namespaces: Namespaces,
     /// Where the settings come from, for those that only some commands need.
     pub sources: Sources,
 }
@@ -53,6 +65,15 @@ pub enum MountMethod {
     Fuse,
     /// An unpacked copy in the cache.
     Unpack,
+}
+
+/// What `/dev` of a container is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dev {
+    /// One of its own, with the standard devices.
+    Private,
+    /// That of the host, as with enroot.
+    Host,
 }
 
 /// A variable of the caller's environment, for what is passed into a container by name.
@@ -93,8 +114,8 @@ impl Config {
     /// # Errors
     ///
     /// A file or a value that cannot be used.
-    pub fn load() -> Result<Self, ConfigError> {
-        Self::from_sources(Sources::load()?)
+    pub fn load(dialect: Dialect) -> Result<Self, ConfigError> {
+        Self::from_sources(Sources::load(dialect)?)
     }
 
     /// Threads for compression and decompression: what `CISTA_MAX_PROCESSORS` says, otherwise the processors that this process may use.
@@ -118,6 +139,16 @@ impl Config {
             "unpack" => Some(MountMethod::Unpack),
             _ => None,
         })?;
+        let dev = sources.parsed(&settings::DEV, |word| match word {
+            "private" => Some(Dev::Private),
+            "host" => Some(Dev::Host),
+            _ => None,
+        })?;
+        let usual_dev = match sources.dialect() {
+            Dialect::Cista => Dev::Private,
+            Dialect::Enroot => Dev::Host,
+        };
+        let is_on = |setting| Ok::<_, ConfigError>(sources.switch(setting)?.unwrap_or(false));
         let image_cache = sources.size(&settings::IMAGE_CACHE_SIZE)?;
         Ok(Self {
             cache_path: sources.directory(&settings::CACHE_PATH)?,
@@ -132,6 +163,16 @@ impl Config {
                 usize::try_from(bytes).unwrap_or(usize::MAX)
             }),
             scratch_size: sources.size(&settings::SCRATCH_SIZE)?,
+            dev: dev.unwrap_or(usual_dev),
+            writable: is_on(&settings::ROOTFS_WRITABLE)?,
+            remap_root: is_on(&settings::REMAP_ROOT)?,
+            force: is_on(&settings::FORCE)?,
+            namespaces: Namespaces {
+                pid: is_on(&settings::UNSHARE_PID)?,
+                net: is_on(&settings::UNSHARE_NET)?,
+                ipc: is_on(&settings::UNSHARE_IPC)?,
+                uts: is_on(&settings::UNSHARE_UTS)?,
+            },
             sources,
         })
     }

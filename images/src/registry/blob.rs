@@ -1,168 +1,180 @@
-//! A blob as a stream that survives cut connections.
+//! One request for a part of a blob, and what its answer may be.
 //!
-//! When a connection is cut or falls silent, the blob is asked for again from the byte where it stopped (RFC 9110, section 14.2). A server that
-//! does not know ranges sends it all again, and what is there already is skipped. Each request begins at the registry, even when the cut one
-//! had been redirected, since signed URLs of object stores expire.
+//! RFC 9110, section 14.2: a server that knows ranges answers 206 with the bytes asked for, one that does not answers 200 with all of them.
+//! Both are right, so what was not asked for is skipped. Each request begins at the registry, even when an earlier one had been redirected,
+//! since signed URLs of object stores expire.
 
 use std::io::{self, Read};
-use std::sync::Arc;
 
 use super::RegistryError;
 use super::client::Client;
-use super::http::{self, Answer};
-use super::retry::Backoff;
+use super::http::{self, Answer, Range};
 use crate::digest::Digest;
 use crate::source::SourceError;
-use crate::source::verified::{Verified, stream_error};
 
-/// Progress that makes earlier failures forgiven, in bytes.
-const FORGIVING: u64 = 64 << 10;
-
-/// The bytes of a blob, not verified.
-pub(super) struct BlobStream {
-    client: Arc<Client>,
-    digest: Digest,
-    size: u64,
-    position: u64,
-    /// Where the last failure was.
-    failed_at: u64,
-    backoff: Backoff,
-    answer: Option<Answer>,
+/// A blob of a repository.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Blob {
+    pub(super) digest: Digest,
+    /// Its size in bytes as the manifest says.
+    pub(super) size: u64,
 }
 
-impl BlobStream {
-    /// A blob from its first byte, verified at its end.
-    pub(super) fn verified(client: &Arc<Client>, digest: Digest, size: u64) -> Verified<Self> {
-        let stream = Self {
-            client: Arc::clone(client),
-            digest,
-            size,
-            position: 0,
-            failed_at: 0,
-            backoff: client.backoff(),
-            answer: None,
-        };
-        Verified::new(stream, format!("blob {digest}"), Some(digest), Some(size))
+/// An answer that stands at the byte that was asked for.
+pub(super) struct Arriving {
+    answer: Answer,
+    /// The server sends the whole blob, whatever was asked for.
+    pub(super) whole: bool,
+    /// Bytes that the answer still has, where it says.
+    left: Option<u64>,
+}
+
+impl Blob {
+    /// Its name in messages.
+    pub(super) fn name(self) -> String {
+        format!("blob {}", self.digest)
     }
 
-    /// Asks for the rest of the blob.
-    fn connect(&self) -> Result<Answer, SourceError> {
-        let mut answer = match self.client.open_blob(self.digest, self.position) {
+    /// Asks for the bytes from `from` up to, not including, `end`.
+    pub(super) fn request(
+        self,
+        client: &Client,
+        from: u64,
+        end: u64,
+    ) -> Result<Arriving, SourceError> {
+        let range = match (from, end >= self.size) {
+            (0, true) => Range::All,
+            (_, true) => Range::From(from),
+            (_, false) => Range::Of(from, end.saturating_sub(1)),
+        };
+        let mut answer = match client.open_blob(self.digest, range) {
             // Range not satisfiable: the server's blob ends here.
             Err(RegistryError::Status { status: 416, .. }) => {
                 return Err(SourceError::Truncated {
-                    what: format!("blob {}", self.digest),
+                    what: self.name(),
                     expected: self.size,
-                    actual: self.position,
+                    actual: from,
                 });
             }
             answer => answer?,
         };
         let length = answer.length();
         if answer.status == 206 {
-            self.check_range(&answer)?;
-            self.check_length(length, self.size - self.position)?;
-            return Ok(answer);
-        }
-        self.check_length(length, self.size)?;
-        let mut skipped = (&mut answer.body).take(self.position);
-        let mut buffer = vec![0; 64 << 10];
-        let mut left = self.position;
-        while left > 0 {
-            match skipped.read(&mut buffer) {
-                Ok(0) => {
-                    return Err(http::transfer_error(
-                        &answer.host,
-                        io::ErrorKind::UnexpectedEof.into(),
-                    )
-                    .into());
-                }
-                Ok(read) => left -= read as u64,
-                Err(error) => return Err(http::transfer_error(&answer.host, error).into()),
+            let total = self.check_range(&answer, from)?;
+            self.check_size(total)?;
+            if end >= self.size {
+                self.check_size(length.map(|length| from.saturating_add(length)))?;
             }
+            return Ok(Arriving {
+                answer,
+                whole: false,
+                left: length,
+            });
         }
-        Ok(answer)
+        self.check_size(length)?;
+        skip(&mut answer, from)?;
+        Ok(Arriving {
+            answer,
+            whole: true,
+            left: length.map(|length| length.saturating_sub(from)),
+        })
     }
 
     /// A blob that is announced with another size than the manifest's is known to be wrong before a byte was read.
-    fn check_length(&self, announced: Option<u64>, expected: u64) -> Result<(), SourceError> {
-        let what = || format!("blob {}", self.digest);
+    fn check_size(self, announced: Option<u64>) -> Result<(), SourceError> {
         match announced {
-            Some(length) if length < expected => Err(SourceError::Truncated {
-                what: what(),
+            Some(size) if size < self.size => Err(SourceError::Truncated {
+                what: self.name(),
                 expected: self.size,
-                actual: self.size - expected + length,
+                actual: size,
             }),
-            Some(length) if length > expected => Err(SourceError::TooLarge {
-                what: what(),
-                expected: self.size,
-            }),
+            Some(size) if size > self.size => Err(self.too_large()),
             _ => Ok(()),
         }
     }
 
-    /// `Content-Range: bytes FIRST-LAST/SIZE` must begin where we asked.
-    fn check_range(&self, answer: &Answer) -> Result<(), RegistryError> {
-        let range = answer.header("content-range").unwrap_or_default();
+    fn too_large(self) -> SourceError {
+        SourceError::TooLarge {
+            what: self.name(),
+            expected: self.size,
+        }
+    }
+
+    /// `Content-Range: bytes FIRST-LAST/SIZE` must begin where we asked; returns the size where it tells one.
+    fn check_range(self, answer: &Answer, from: u64) -> Result<Option<u64>, RegistryError> {
+        let range = answer.header("content-range").unwrap_or_default().trim();
+        let (range, total) = range.split_once('/').unwrap_or((range, ""));
         let first = range
-            .trim()
             .strip_prefix("bytes ")
             .and_then(|range| range.split('-').next())
             .and_then(|first| first.trim().parse::<u64>().ok());
-        if first == Some(self.position) {
-            return Ok(());
+        if first == Some(from) {
+            return Ok(total.trim().parse().ok());
         }
         Err(RegistryError::Answer {
             host: answer.host.clone(),
-            what: format!("blob {}", self.digest),
-            problem: format!(
-                "asked for the bytes from {}, it sends others",
-                self.position
-            ),
+            what: self.name(),
+            problem: format!("asked for the bytes from {from}, it sends others"),
         })
     }
 
-    fn read_once(&mut self, buffer: &mut [u8]) -> Result<usize, SourceError> {
-        if self.answer.is_none() {
-            self.answer = Some(self.connect()?);
+    /// At the last byte of a blob: nothing may come behind it, as far as that can be told. Where no length was announced, only reading
+    /// tells; that nothing comes within the time limit, not even an end, does no harm: all of it is here.
+    pub(super) fn check_end(
+        self,
+        arriving: &mut Arriving,
+        has_more: bool,
+    ) -> Result<(), SourceError> {
+        let has_more = has_more
+            || arriving.left.is_none() && matches!(arriving.answer.body.read(&mut [0; 1]), Ok(1..));
+        if has_more {
+            return Err(self.too_large());
         }
-        let Some(answer) = &mut self.answer else {
-            return Ok(0);
-        };
-        match answer.body.read(buffer) {
-            // A clean end before the announced size is a cut too: close-delimited bodies end so.
-            Ok(0) if self.position < self.size => {
-                Err(http::transfer_error(&answer.host, io::ErrorKind::UnexpectedEof.into()).into())
+        Ok(())
+    }
+}
+
+impl Arriving {
+    /// Reads some bytes, at least one.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, RegistryError> {
+        let host = &self.answer.host;
+        match self.answer.body.read(buffer) {
+            // A clean end before the end is a cut too: bodies without a length end so.
+            Ok(0) => Err(http::transfer_error(
+                host,
+                io::ErrorKind::UnexpectedEof.into(),
+            )),
+            Ok(read) => {
+                self.left = self.left.map(|left| left.saturating_sub(read as u64));
+                Ok(read)
             }
-            Ok(read) => Ok(read),
-            Err(error) => Err(http::transfer_error(&answer.host, error).into()),
+            Err(error) => Err(http::transfer_error(host, error)),
+        }
+    }
+
+    /// Lets the connection be used again, if the answer was read to its end. Closes it if not.
+    pub(super) fn finish(mut self) {
+        if self.left == Some(0) {
+            // The connection goes back when its end is seen.
+            let _ = self.answer.body.read(&mut [0; 1]);
         }
     }
 }
 
-impl Read for BlobStream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let error = match self.read_once(buffer) {
-                Ok(read) => {
-                    self.position += read as u64;
-                    return Ok(read);
-                }
-                // All of it is here. Only a server that announces no length and does not close the connection gets so far.
-                Err(_) if self.position == self.size => return Ok(0),
-                Err(error) => error,
-            };
-            self.answer = None;
-            let SourceError::Registry(error) = error else {
-                return Err(stream_error(error));
-            };
-            if self.position >= self.failed_at.saturating_add(FORGIVING) {
-                self.backoff.reset();
+/// Reads what stands before the byte that was asked for.
+fn skip(answer: &mut Answer, mut left: u64) -> Result<(), RegistryError> {
+    let mut buffer = vec![0; if left > 0 { 64 << 10 } else { 0 }];
+    while left > 0 {
+        let most = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let error = match answer.body.read(&mut buffer[..most]) {
+            Ok(0) => io::ErrorKind::UnexpectedEof.into(),
+            Ok(read) => {
+                left -= read as u64;
+                continue;
             }
-            self.failed_at = self.position;
-            self.client
-                .pause_after(error, &mut self.backoff)
-                .map_err(|error| stream_error(error.into()))?;
-        }
+            Err(error) => error,
+        };
+        return Err(http::transfer_error(&answer.host, error));
     }
+    Ok(())
 }

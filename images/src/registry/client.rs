@@ -10,7 +10,7 @@ use super::address::{self, Origin};
 use super::challenge::{self, Challenge};
 use super::credentials::{Credential, Secret, Wanted};
 use super::error::Again;
-use super::http::{Answer, Call, Http};
+use super::http::{Answer, Call, Http, Range};
 use super::retry::{self, Backoff, Stop};
 use super::{RegistryError, Settings, token};
 use crate::digest::Digest;
@@ -33,8 +33,7 @@ pub(super) struct Ask {
     /// Behind `/v2/REPOSITORY/`.
     pub(super) path: String,
     pub(super) accept: Option<&'static str>,
-    /// The first byte that is wanted.
-    pub(super) from: u64,
+    pub(super) range: Range,
     /// For messages.
     pub(super) what: String,
 }
@@ -473,7 +472,7 @@ impl Client {
                 uri: &uri,
                 accept: ask.accept,
                 authorization: header.filter(|_| here.is_some() && here == registry),
-                from: ask.from,
+                range: ask.range,
             })?;
             if !matches!(answer.status, 301 | 302 | 303 | 307 | 308) {
                 return Ok(answer);
@@ -579,13 +578,13 @@ impl Client {
         self.lock_identity().challenge.is_some()
     }
 
-    /// Begins to receive a blob from a byte on.
-    pub(super) fn open_blob(&self, digest: Digest, from: u64) -> Result<Answer, RegistryError> {
+    /// Begins to receive bytes of a blob.
+    pub(super) fn open_blob(&self, digest: Digest, range: Range) -> Result<Answer, RegistryError> {
         self.attempt(&Ask {
             method: Method::GET,
             path: format!("blobs/{digest}"),
             accept: None,
-            from,
+            range,
             what: format!("blob {digest}"),
         })
     }

@@ -7,6 +7,7 @@ use ureq::http::Method;
 
 use super::RegistryError;
 use super::client::{Ask, Client};
+use super::http::Range;
 use crate::digest::Digest;
 use crate::reference::RegistryReference;
 use crate::source::SourceError;
@@ -30,7 +31,7 @@ impl Client {
             method: Method::GET,
             path: format!("blobs/{digest}"),
             accept: None,
-            from: 0,
+            range: Range::All,
             what: format!("blob {digest}"),
         };
         self.small(&ask, limit).map(|(text, _)| text)
@@ -60,7 +61,7 @@ impl Client {
             method,
             path: format!("manifests/{wanted}"),
             accept: Some(ACCEPT_MANIFEST),
-            from: 0,
+            range: Range::All,
             what: format!(
                 "the manifest `{wanted}` of `{}/{}`",
                 self.registry, self.repository

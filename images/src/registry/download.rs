@@ -1,169 +1,236 @@
-//! Blobs into the store, several at once, readable while they grow.
+//! The connections that fetch blobs, several at once, each a part of one.
 //!
-//! As soon as the first layer is opened, all layers that the store lacks are queued: first the one that was opened, then the others from the
-//! top, in the order in which the merge reads them. A few threads work on the queue, each writing one blob's bytes to its file in the store
-//! while it hashes them. A reader follows the file: it waits on a condition variable until more bytes are there, and sees the end only after
-//! the digest was verified. Nothing ever waits for a reader, so readers cannot block each other.
+//! As soon as the first layer is opened, all layers that the store lacks are queued. A few threads, one a connection, work on the queue: each
+//! takes the first part that nobody has taken, of the blob that comes first. First come the blobs that a reader has opened, then the
+//! others, both from the top, in the order in which the merge reads them: so the layer that is being merged has right of way. Nothing that
+//! goes to the store ever waits for a reader, so readers cannot block each other. Where there is no store, only opened layers are fetched,
+//! within a window before their readers; there is a thread for each of them at least, so that one whose reader is slow takes nothing from
+//! the one being merged.
 //!
-//! Progress is counted by the threads and reported by whichever reader is active, since the receiver of progress lives no longer than that.
+//! When a connection is cut or falls silent, its part is asked for again from the byte where it stopped. Failures are forgiven whenever
+//! bytes have come since the last one, over whichever connection.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{self, Read, Write as _};
-use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::blob::BlobStream;
+use super::RegistryError;
+use super::blob::Blob;
 use super::client::Client;
+use super::follow::{CachedBlob, Follower};
 use super::http::READ_SIZE;
-use super::{CANCEL_INTERVAL, RegistryError};
-use crate::cancel::Cancelled;
+use super::incoming::{Claim, Incoming};
 use crate::digest::Digest;
 use crate::progress::{Event, Progress};
-use crate::source::archive::FileRange;
-use crate::source::verified::{Verified, stream_error};
 use crate::source::{ResolvedImage, SourceError, Task};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 
 /// How long the end of a source waits for its threads, which were interrupted. They hold nothing that outlives the process.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a thread without work looks whether a part has become slow.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
+
+/// Progress that makes earlier failures forgiven, in bytes.
+const FORGIVING: u64 = 64 << 10;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A blob on its way into the store.
-#[derive(Debug)]
-struct Download {
-    digest: Digest,
-    size: u64,
-    layer: usize,
-    store: Arc<Store>,
-    state: Mutex<State>,
-    arrived: Condvar,
-    /// Bytes that arrived and were not reported yet.
-    unreported: AtomicU64,
-    /// The blob is complete, which was not reported yet.
-    complete: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// Bytes from the first on that may be read.
-    available: u64,
-    file: Option<Arc<File>>,
-    outcome: Option<Result<(), Arc<SourceError>>>,
-}
-
-impl Download {
-    /// Receives the blob to its end.
-    fn run(&self, client: &Arc<Client>) -> Result<(), SourceError> {
-        let mut stream = BlobStream::verified(client, self.digest, self.size);
-        let mut buffer = vec![0; READ_SIZE];
-        // The file is made when the first bytes are there: a blob that cannot be had needs none.
-        let mut read = self.read(&mut stream, &mut buffer)?;
-        let pending = self.store.begin_blob(&self.digest, self.size)?;
-        lock(&self.state).file = Some(Arc::new(pending.handle()?));
-        while read > 0 {
-            pending
-                .file()
-                .write_all(&buffer[..read])
-                .map_err(|source| StoreError::Write {
-                    path: pending.path().to_owned(),
-                    source,
-                })?;
-            lock(&self.state).available += read as u64;
-            self.arrived.notify_all();
-            self.unreported.fetch_add(read as u64, Ordering::Relaxed);
-            read = self.read(&mut stream, &mut buffer)?;
-        }
-        pending.commit()?;
-        self.complete.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn read(
-        &self,
-        stream: &mut Verified<BlobStream>,
-        buffer: &mut [u8],
-    ) -> Result<usize, SourceError> {
-        stream.read(buffer).map_err(SourceError::from_stream)
-    }
-
-    fn finish(&self, outcome: Result<(), SourceError>) {
-        let mut state = lock(&self.state);
-        if state.outcome.is_none() {
-            state.outcome = Some(outcome.map_err(Arc::new));
-        }
-        self.arrived.notify_all();
-    }
-
-    fn report(&self, progress: &dyn Progress) {
-        let layer = self.layer;
-        match self.unreported.swap(0, Ordering::Relaxed) {
-            0 => {}
-            bytes => progress.event(Event::LayerFetched { layer, bytes }),
-        }
-        if self.complete.swap(false, Ordering::Relaxed) {
-            progress.event(Event::LayerComplete { layer });
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<Arc<Download>>,
-    known: HashMap<Digest, Arc<Download>>,
+    /// What is to be fetched, in the order of its right.
+    waiting: Vec<Arc<Incoming>>,
+    /// What goes to the store, for whoever opens it.
+    known: HashMap<Digest, Arc<Incoming>>,
     /// Blobs that were looked for in the store.
     checked: HashSet<Digest>,
     /// Threads that are alive.
     workers: usize,
-    /// Downloads that a thread works on.
-    busy: usize,
+    stopped: bool,
 }
 
+impl Queue {
+    fn sort(&mut self) {
+        self.waiting.retain(|incoming| !incoming.is_over());
+        self.waiting
+            .sort_by_key(|incoming| (!incoming.is_wanted(), std::cmp::Reverse(incoming.layer)));
+    }
+
+    fn add(&mut self, blob: Blob, layer: usize, store: Option<&Arc<Store>>) -> Arc<Incoming> {
+        let incoming = Arc::new(Incoming::new(blob, layer, store.cloned()));
+        self.waiting.push(Arc::clone(&incoming));
+        if store.is_some() {
+            self.known.insert(blob.digest, Arc::clone(&incoming));
+        }
+        incoming
+    }
+
+    /// How many threads there is work for.
+    fn wanted_workers(&self, connections: usize) -> usize {
+        let width = self.waiting.iter().fold(0_usize, |sum, incoming| {
+            sum.saturating_add(incoming.width())
+        });
+        let in_memory = self
+            .waiting
+            .iter()
+            .filter(|incoming| incoming.is_in_memory());
+        connections.min(width).max(in_memory.count())
+    }
+}
+
+/// What the threads and the readers share.
 #[derive(Debug, Default)]
-struct Shared {
+pub(super) struct Shared {
     queue: Mutex<Queue>,
+    /// There may be a part to fetch, or none ever again.
+    changed: Condvar,
     worker_ended: Condvar,
+    /// All bytes that have come.
+    arrived: AtomicU64,
+    /// What a connection brings in a second; 0 when it is not known.
+    rate: AtomicU64,
 }
 
 impl Shared {
-    /// Works until the queue is empty.
-    fn work(&self, client: &Arc<Client>) {
-        let mut was_busy = false;
-        loop {
-            let mut queue = lock(&self.queue);
-            queue.busy -= usize::from(was_busy);
-            let Some(download) = queue.waiting.pop_front() else {
-                // Under the same lock, so that who queues more sees that it must start a worker.
-                queue.workers -= 1;
-                self.worker_ended.notify_all();
-                return;
-            };
-            queue.busy += 1;
-            was_busy = true;
-            drop(queue);
-            // A reader must not wait forever for a thread that panicked.
-            let guard = FinishOnDrop(&download);
-            let outcome = download.run(client);
-            guard.0.finish(outcome);
+    /// Lets the threads look for work.
+    pub(super) fn wake(&self) {
+        // A thread that has looked and not yet begun to wait holds the lock.
+        drop(lock(&self.queue));
+        self.changed.notify_all();
+    }
+
+    /// Reports what has come, whoever asked for it: the receiver of progress lives no longer than a reader.
+    pub(super) fn report(&self, progress: &dyn Progress) {
+        for incoming in lock(&self.queue).known.values() {
+            incoming.report(progress);
         }
     }
 
-    fn report(&self, progress: &dyn Progress) {
-        for download in lock(&self.queue).known.values() {
-            download.report(progress);
+    /// Works until everything is here.
+    fn work(&self, client: &Client, connections: usize) {
+        let mut buffer = vec![0; READ_SIZE];
+        while let Some((incoming, claim)) = self.next(connections) {
+            // A reader must not wait forever for a thread that panicked.
+            let guard = FinishOnPanic(&incoming);
+            let outcome = self.fetch(client, &incoming, claim, &mut buffer);
+            std::mem::forget(guard);
+            match outcome {
+                Ok(()) => {
+                    if let Some(rate) = incoming.release(claim) {
+                        self.rate.store(rate, Ordering::Relaxed);
+                    }
+                }
+                Err(error) => incoming.finish(Err(error)),
+            }
+            self.wake();
         }
+    }
+
+    /// The next part to fetch; None when nothing will ever be left to do.
+    fn next(&self, connections: usize) -> Option<(Arc<Incoming>, Claim)> {
+        let mut queue = lock(&self.queue);
+        loop {
+            queue.waiting.retain(|incoming| !incoming.is_over());
+            if queue.stopped || queue.waiting.is_empty() {
+                // Under the same lock, so that who queues more sees that it must start a thread.
+                queue.workers -= 1;
+                self.worker_ended.notify_all();
+                return None;
+            }
+            let rate = self.rate.load(Ordering::Relaxed);
+            let claims = |incoming: &Arc<Incoming>| incoming.claim(connections, rate);
+            let found = queue
+                .waiting
+                .iter()
+                .find_map(|incoming| Some((Arc::clone(incoming), claims(incoming)?)))
+                .or_else(|| {
+                    let slow = |incoming: &Arc<Incoming>| {
+                        Some((Arc::clone(incoming), incoming.take_over(rate)?))
+                    };
+                    queue.waiting.iter().find_map(slow)
+                });
+            if found.is_some() {
+                return found;
+            }
+            let (guard, _) = self
+                .changed
+                .wait_timeout(queue, LOOK_AROUND)
+                .unwrap_or_else(PoisonError::into_inner);
+            queue = guard;
+        }
+    }
+
+    /// Fetches a part to its end, over as many connections as it takes.
+    fn fetch(
+        &self,
+        client: &Client,
+        incoming: &Incoming,
+        claim: Claim,
+        buffer: &mut [u8],
+    ) -> Result<(), SourceError> {
+        let blob = incoming.blob;
+        if blob.size == 0 {
+            return incoming.complete_empty();
+        }
+        let (mut position, mut end) = (claim.from, claim.end);
+        let mut backoff = client.backoff();
+        let mut arrived_before = self.arrived.load(Ordering::Relaxed);
+        let mut arriving = None;
+        while position < end {
+            let error = match &mut arriving {
+                None => match blob.request(client, position, end) {
+                    Ok(answer) => {
+                        end = incoming.answered(claim, answer.whole);
+                        arriving = Some(answer);
+                        // Others may know now whether they can help.
+                        self.wake();
+                        continue;
+                    }
+                    Err(SourceError::Registry(error)) => error,
+                    Err(error) => return Err(error),
+                },
+                Some(answer) => match answer.read(buffer) {
+                    Ok(read) => {
+                        let left = end - position;
+                        let next = position + left.min(read as u64);
+                        if next == blob.size {
+                            blob.check_end(answer, read as u64 > left)?;
+                        }
+                        // Lossless: it is not more than was read.
+                        let bytes = &buffer[..(next - position) as usize];
+                        end = incoming.arrive(claim, position, bytes)?;
+                        self.arrived
+                            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                        position = next;
+                        continue;
+                    }
+                    Err(error) => error,
+                },
+            };
+            arriving = None;
+            let arrived = self.arrived.load(Ordering::Relaxed);
+            if arrived >= arrived_before.saturating_add(FORGIVING) {
+                backoff.reset();
+            }
+            arrived_before = arrived;
+            client.pause_after(error, &mut backoff)?;
+        }
+        if let Some(answer) = arriving {
+            answer.finish();
+        }
+        Ok(())
     }
 }
 
-struct FinishOnDrop<'a>(&'a Download);
+struct FinishOnPanic<'a>(&'a Incoming);
 
-impl Drop for FinishOnDrop<'_> {
+impl Drop for FinishOnPanic<'_> {
     fn drop(&mut self) {
         self.0.finish(Err(RegistryError::Stopped.into()));
     }
@@ -191,67 +258,61 @@ impl Downloads {
         &'a self,
         image: &ResolvedImage,
         layer: usize,
-        store: &Arc<Store>,
+        store: Option<&Arc<Store>>,
         task: Task<'a>,
     ) -> Result<Box<dyn Read + Send + 'a>, SourceError> {
-        let (digest, size) = blob_of(image, layer)?;
+        let blob = blob_of(image, layer)?;
         let mut queue = lock(&self.shared.queue);
-        for other in (0..image.layers.len()).rev() {
-            let (digest, size) = blob_of(image, other)?;
-            if queue.checked.insert(digest) && open_stored(store, digest, size)?.is_none() {
-                enqueue(&mut queue, digest, size, other, store);
+        let incoming = match store {
+            None => queue.add(blob, layer, None),
+            Some(store) => {
+                for other in (0..image.layers.len()).rev() {
+                    let blob = blob_of(image, other)?;
+                    if queue.checked.insert(blob.digest) && open_stored(store, blob)?.is_none() {
+                        queue.add(blob, other, Some(store));
+                    }
+                }
+                match queue.known.get(&blob.digest) {
+                    Some(incoming) => Arc::clone(incoming),
+                    None => match open_stored(store, blob)? {
+                        Some(file) => {
+                            drop(queue);
+                            self.start_workers()?;
+                            task.progress.event(Event::LayerCached {
+                                layer,
+                                digest: blob.digest,
+                                size: blob.size,
+                            });
+                            return Ok(Box::new(CachedBlob::new(store, file, blob)));
+                        }
+                        // Removed since it was looked for.
+                        None => queue.add(blob, layer, Some(store)),
+                    },
+                }
             }
-        }
-        if !queue.known.contains_key(&digest) {
-            if let Some(file) = open_stored(store, digest, size)? {
-                drop(queue);
-                self.start_workers()?;
-                task.progress.event(Event::LayerCached {
-                    layer,
-                    digest,
-                    size,
-                });
-                return Ok(Box::new(CachedBlob::new(store, file, digest, size)));
-            }
-            // Removed since it was looked for.
-            enqueue(&mut queue, digest, size, layer, store);
-        }
-        let download = queue.known.get(&digest).map(Arc::clone);
-        let download = download.ok_or(SourceError::NoSuchLayer { layer })?;
-        // Right of way.
-        if let Some(place) = queue
-            .waiting
-            .iter()
-            .position(|waiting| waiting.digest == digest)
-            && let Some(waiting) = queue.waiting.remove(place)
-        {
-            queue.waiting.push_front(waiting);
-        }
+        };
+        incoming.want();
+        queue.sort();
         drop(queue);
         self.start_workers()?;
-        Ok(Box::new(Follower {
-            shared: &self.shared,
-            download,
-            file: None,
-            position: 0,
-            available: 0,
-            task,
-        }))
+        self.shared.wake();
+        Ok(Box::new(Follower::new(&self.shared, incoming, task)))
     }
 
     /// Sees that enough threads work on the queue.
     fn start_workers(&self) -> Result<(), SourceError> {
         loop {
             let mut queue = lock(&self.shared.queue);
-            if queue.workers >= self.connections.min(queue.waiting.len() + queue.busy) {
+            if queue.workers >= queue.wanted_workers(self.connections) {
                 return Ok(());
             }
             queue.workers += 1;
             drop(queue);
             let (shared, client) = (Arc::clone(&self.shared), Arc::clone(&self.client));
+            let connections = self.connections;
             let spawned = thread::Builder::new()
                 .name("download".to_owned())
-                .spawn(move || shared.work(&client));
+                .spawn(move || shared.work(&client, connections));
             if let Err(source) = spawned {
                 let mut queue = lock(&self.shared.queue);
                 queue.workers -= 1;
@@ -268,9 +329,11 @@ impl Downloads {
     pub(super) fn finish(&self) {
         let deadline = Instant::now() + PATIENCE;
         let mut queue = lock(&self.shared.queue);
-        for download in queue.waiting.drain(..) {
-            download.finish(Err(RegistryError::Stopped.into()));
+        queue.stopped = true;
+        for incoming in queue.waiting.drain(..) {
+            incoming.finish(Err(RegistryError::Stopped.into()));
         }
+        self.shared.changed.notify_all();
         while queue.workers > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -286,132 +349,26 @@ impl Downloads {
     }
 }
 
-fn blob_of(image: &ResolvedImage, layer: usize) -> Result<(Digest, u64), SourceError> {
+fn blob_of(image: &ResolvedImage, layer: usize) -> Result<Blob, SourceError> {
     let blob = image.layer(layer)?;
-    blob.digest
+    let (digest, size) = blob
+        .digest
         .zip(blob.size)
-        .ok_or(SourceError::NoSuchLayer { layer })
-}
-
-fn enqueue(queue: &mut Queue, digest: Digest, size: u64, layer: usize, store: &Arc<Store>) {
-    let download = Arc::new(Download {
-        digest,
-        size,
-        layer,
-        store: Arc::clone(store),
-        state: Mutex::default(),
-        arrived: Condvar::new(),
-        unreported: AtomicU64::new(0),
-        complete: AtomicBool::new(false),
-    });
-    queue.known.insert(digest, Arc::clone(&download));
-    queue.waiting.push_back(download);
+        .ok_or(SourceError::NoSuchLayer { layer })?;
+    Ok(Blob { digest, size })
 }
 
 /// A blob of the right size in the store; one of another size is damaged and removed.
-fn open_stored(store: &Store, digest: Digest, size: u64) -> Result<Option<File>, SourceError> {
-    let Some(file) = store.blob(&digest)? else {
+fn open_stored(store: &Store, blob: Blob) -> Result<Option<File>, SourceError> {
+    let Some(file) = store.blob(&blob.digest)? else {
         return Ok(None);
     };
-    if file.metadata().is_ok_and(|metadata| metadata.len() == size) {
+    if file
+        .metadata()
+        .is_ok_and(|metadata| metadata.len() == blob.size)
+    {
         return Ok(Some(file));
     }
-    store.discard_blob(&digest)?;
+    store.discard_blob(&blob.digest)?;
     Ok(None)
-}
-
-/// Reads a blob while it arrives.
-struct Follower<'a> {
-    shared: &'a Shared,
-    download: Arc<Download>,
-    file: Option<Arc<File>>,
-    position: u64,
-    /// What was available when it was last looked.
-    available: u64,
-    task: Task<'a>,
-}
-
-impl Follower<'_> {
-    /// Waits until more bytes are there; false at the verified end.
-    fn wait(&mut self) -> io::Result<bool> {
-        loop {
-            self.shared.report(self.task.progress);
-            let state = lock(&self.download.state);
-            let (state, _) = self
-                .download
-                .arrived
-                .wait_timeout_while(state, CANCEL_INTERVAL, |state| {
-                    state.available <= self.position && state.outcome.is_none()
-                })
-                .unwrap_or_else(PoisonError::into_inner);
-            if let Some(Err(error)) = &state.outcome {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    Arc::clone(error),
-                ));
-            }
-            if state.available > self.position {
-                self.available = state.available;
-                self.file.clone_from(&state.file);
-                return Ok(true);
-            }
-            if state.outcome.is_some() {
-                drop(state);
-                self.shared.report(self.task.progress);
-                return Ok(false);
-            }
-            drop(state);
-            if self.task.cancel.is_cancelled() {
-                return Err(stream_error(Cancelled.into()));
-            }
-        }
-    }
-}
-
-impl Read for Follower<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() || self.position == self.available && !self.wait()? {
-            return Ok(0);
-        }
-        let Some(file) = &self.file else {
-            return Ok(0);
-        };
-        let left = self.available - self.position;
-        let count = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
-        let read = file.read_at(&mut buffer[..count], self.position)?;
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.position += read as u64;
-        Ok(read)
-    }
-}
-
-/// Reads a blob that the store has, and removes it from there when it turns out to be damaged.
-struct CachedBlob {
-    stream: Verified<FileRange>,
-    store: Arc<Store>,
-    digest: Digest,
-}
-
-impl CachedBlob {
-    fn new(store: &Arc<Store>, file: File, digest: Digest, size: u64) -> Self {
-        let what = format!("blob {digest} in the store (now removed from it)");
-        Self {
-            stream: Verified::new(FileRange::whole(file, size), what, Some(digest), Some(size)),
-            store: Arc::clone(store),
-            digest,
-        }
-    }
-}
-
-impl Read for CachedBlob {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.read(buffer).inspect_err(|error| {
-            if error.kind() == io::ErrorKind::InvalidData {
-                // The damage is what is reported; whether it could be removed is the lesser matter.
-                let _ = self.store.discard_blob(&self.digest);
-            }
-        })
-    }
 }

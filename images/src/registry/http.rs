@@ -36,8 +36,18 @@ pub(super) struct Call<'a> {
     pub(super) uri: &'a Uri,
     pub(super) accept: Option<&'a str>,
     pub(super) authorization: Option<&'a Secret>,
-    /// Ask for the content from this byte on, if not 0.
-    pub(super) from: u64,
+    pub(super) range: Range,
+}
+
+/// Which bytes of the content are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Range {
+    #[default]
+    All,
+    /// From this byte on.
+    From(u64),
+    /// From the first to the last, which is one of them.
+    Of(u64, u64),
 }
 
 /// An answer.
@@ -116,8 +126,14 @@ impl Http {
         if let Some(authorization) = call.authorization {
             request = request.header(header::AUTHORIZATION, authorization.expose());
         }
-        if call.from > 0 {
-            request = request.header(header::RANGE, format!("bytes={}-", call.from));
+        match call.range {
+            Range::All => {}
+            Range::From(first) => {
+                request = request.header(header::RANGE, format!("bytes={first}-"));
+            }
+            Range::Of(first, last) => {
+                request = request.header(header::RANGE, format!("bytes={first}-{last}"));
+            }
         }
         self.exchange(call.uri, request, ())
     }

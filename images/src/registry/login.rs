@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ureq::http::Method;
 
 use super::client::{Ask, Client};
+use super::http::Range;
 use super::{RegistryError, Settings, wait_for};
 use crate::cancel::Cancel;
 use crate::source::SourceError;
@@ -40,7 +41,7 @@ fn ask(client: &Client) -> Result<Welcome, RegistryError> {
         method: Method::GET,
         path: String::new(),
         accept: None,
-        from: 0,
+        range: Range::All,
         what: "the version of its protocol".to_owned(),
     };
     match client.request(&ask) {

@@ -12,7 +12,7 @@ use ureq::http::{Method, Uri};
 use super::RegistryError;
 use super::address::{self, Origin, percent_encode};
 use super::credentials::{Credential, Secret};
-use super::http::{self, Call, Http};
+use super::http::{self, Call, Http, Range};
 use super::retry;
 
 /// Largest answer of a token service; Docker Hub's are some 3 KiB.
@@ -109,7 +109,7 @@ pub(super) fn fetch(
             uri: &uri,
             accept: Some("application/json"),
             authorization: authorization.as_ref(),
-            from: 0,
+            range: Range::All,
         })?;
         if !matches!(answer.status, 301 | 302 | 303 | 307 | 308) {
             return accept(answer, asked);

@@ -23,8 +23,7 @@ const WORTH_KEEPING: u64 = 1 << 20;
 
 impl Store {
     /// Where a blob is, or would be.
-    #[must_use]
-    pub fn blob_file(&self, digest: &Digest) -> PathBuf {
+    pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.blobs.join(digest.hex())
     }
 
@@ -38,7 +37,7 @@ impl Store {
     ///
     /// [`StoreError::Read`] when it is there but cannot be opened.
     pub fn blob(&self, digest: &Digest) -> Result<Option<File>, StoreError> {
-        let path = self.blob_file(digest);
+        let path = self.blob_path(digest);
         let unreadable = |source| StoreError::Read {
             path: path.clone(),
             source,
@@ -63,7 +62,7 @@ impl Store {
     ///
     /// [`StoreError::Write`] when it is there but cannot be removed.
     pub fn discard_blob(&self, digest: &Digest) -> Result<(), StoreError> {
-        remove(&self.blob_file(digest))
+        remove(&self.blob_path(digest))
     }
 
     /// Begins a blob of `size` bytes for ourselves, whoever else may receive it.
@@ -76,8 +75,8 @@ impl Store {
         self.prepare();
         self.check_room(size)?;
         Ok(PendingBlob {
-            path: self.blob_file(digest),
-            place: Place::Private(Output::create(&self.blob_file(digest), true)?),
+            path: self.blob_path(digest),
+            place: Place::Private(Output::create(&self.blob_path(digest), true)?),
         })
     }
 
@@ -136,7 +135,7 @@ impl Store {
         };
         self.check_room(size - resumed)?;
         Ok(Claim::Mine(PendingBlob {
-            path: self.blob_file(digest),
+            path: self.blob_path(digest),
             place: Place::Shared(part),
         }))
     }

@@ -273,7 +273,7 @@ fn finding_updates_the_time_of_last_use_alone() {
         tv_sec: 1000,
         tv_nsec: 0,
     };
-    let file = File::open(store.blob_file(&digest)).unwrap();
+    let file = File::open(store.blob_path(&digest)).unwrap();
     rustix::fs::futimens(
         &file,
         &Timestamps {
@@ -294,11 +294,11 @@ fn what_is_no_file_is_neither_followed_nor_waited_for() {
     let digest = Digest::of(b"blob");
     let target = directory.path().join("target");
     std::fs::write(&target, b"blob").unwrap();
-    std::os::unix::fs::symlink(&target, store.blob_file(&digest)).unwrap();
+    std::os::unix::fs::symlink(&target, store.blob_path(&digest)).unwrap();
     assert!(store.blob(&digest).is_err());
     store.discard_blob(&digest).unwrap();
     let (pipe, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
-    rustix::fs::mknodat(rustix::fs::CWD, store.blob_file(&digest), pipe, mode, 0).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, store.blob_path(&digest), pipe, mode, 0).unwrap();
     assert!(store.blob(&digest).is_err());
 }
 

@@ -14,6 +14,7 @@ mod faults;
 mod identity;
 mod image;
 mod local;
+mod parts;
 mod patience;
 mod proxy;
 mod realms;

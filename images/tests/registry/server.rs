@@ -35,10 +35,16 @@ impl Request {
 
     /// The first byte that a `Range` header asks for.
     pub(crate) fn from(&self) -> usize {
-        self.header("range")
-            .and_then(|range| range.strip_prefix("bytes="))
-            .and_then(|range| range.trim_end_matches('-').parse().ok())
-            .unwrap_or(0)
+        self.range().map_or(0, |(first, _)| first)
+    }
+
+    /// What a `Range` header asks for: the first byte, and the last where it says one.
+    pub(crate) fn range(&self) -> Option<(usize, Option<usize>)> {
+        let (first, last) = self
+            .header("range")?
+            .strip_prefix("bytes=")?
+            .split_once('-')?;
+        Some((first.parse().ok()?, last.parse().ok()))
     }
 }
 
@@ -91,6 +97,7 @@ struct Shared {
     stopped: AtomicBool,
     active: AtomicUsize,
     most_active: AtomicUsize,
+    connections: AtomicUsize,
 }
 
 /// A running server; stops when dropped.
@@ -139,6 +146,7 @@ impl Server {
             stopped: AtomicBool::new(false),
             active: AtomicUsize::new(0),
             most_active: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
         });
         let accepting = Arc::clone(&shared);
         std::thread::spawn(move || {
@@ -173,6 +181,11 @@ impl Server {
     /// The most blob requests that were answered at one time.
     pub(crate) fn most_active(&self) -> usize {
         self.shared.most_active.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were made.
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
     }
 
     /// A source for `image:1` on this server.
@@ -237,6 +250,7 @@ impl Drop for Server {
 impl Shared {
     fn connection(&self, stream: &TcpStream) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
+        self.connections.fetch_add(1, Ordering::SeqCst);
         let mut reader = BufReader::new(stream.try_clone()?);
         // The first byte of a TLS handshake is answered as web servers do.
         if reader.fill_buf()?.first() == Some(&0x16) {
@@ -374,20 +388,20 @@ fn serve_image(image: &Image, top: Digest, request: &Request) -> Reply {
     match digest.and_then(|digest: Digest| image.blobs.get(&digest)) {
         None => missing,
         Some(content) => {
-            let from = request.from();
-            if from == 0 {
+            let Some((from, last)) = request.range() else {
                 return Reply::body(content.clone());
-            }
+            };
             if from >= content.len() {
                 return Reply::status(416);
             }
+            let last = last.unwrap_or(usize::MAX).min(content.len() - 1);
             Reply {
                 status: 206,
-                ..Reply::body(&content[from..])
+                ..Reply::body(&content[from..=last])
             }
             .with(
                 "content-range",
-                format!("bytes {from}-{}/{}", content.len() - 1, content.len()),
+                format!("bytes {from}-{last}/{}", content.len()),
             )
         }
     }

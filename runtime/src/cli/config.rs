@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use super::{Context, Failure, Outcome};
+use crate::config::enroot::Enroot;
 use crate::config::settings::{self, Kind, Setting};
 use crate::config::sources::{Found, Origin};
 use crate::ui;
@@ -27,6 +28,15 @@ struct Line {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
+    for place in context
+        .config
+        .sources
+        .enroot()
+        .into_iter()
+        .flat_map(Enroot::unknown)
+    {
+        ui::warning(format_args!("{place}: unknown setting, ignored"));
+    }
     let mut lines = Vec::new();
     for setting in chosen(&args.names)? {
         lines.push(line(setting, context)?);

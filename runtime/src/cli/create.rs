@@ -34,7 +34,7 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
         data_path: &context.config.data_path,
         name: &name,
         image: &args.image,
-        replace: args.force,
+        replace: args.force || context.config.force,
         unpack: args.unpack,
         threads: context.config.max_processors(),
         cancel: &Cancel::new(),

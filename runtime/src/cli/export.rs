@@ -32,9 +32,10 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
         name.push(".sqsh");
         name.into()
     });
+    let force = args.force || context.config.force;
     let threads = context.config.max_processors();
-    let summary = export::export(&container, &path, args.force, threads, &Cancel::new()).map_err(
-        |error| {
+    let summary =
+        export::export(&container, &path, force, threads, &Cancel::new()).map_err(|error| {
             let exists = matches!(error, ExportError::Output(OutputError::Exists { .. }));
             let failure = Failure::from(error);
             if exists {
@@ -42,8 +43,7 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
             } else {
                 failure
             }
-        },
-    )?;
+        })?;
     if context.verbose {
         ui::message(format!(
             "exported `{}` to `{}`: {} bytes, {} files",

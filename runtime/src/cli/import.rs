@@ -133,7 +133,8 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
             })?,
     };
     let cancel = sys::signal::cancel_on_signals()?;
-    let output = Output::create(&path, args.force).map_err(output_failure)?;
+    let output =
+        Output::create(&path, args.force || context.config.force).map_err(output_failure)?;
     let options = args.image.options(&config, context);
     let progress = ImportProgress::new(args.quiet);
     let task = Task {

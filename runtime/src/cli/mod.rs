@@ -24,7 +24,7 @@ use clap::Parser;
 
 pub use failure::{Failure, status};
 
-use crate::config::Config;
+use crate::config::{Config, Dialect};
 use crate::ui;
 
 /// What a command returns: the exit status of the process.
@@ -75,8 +75,10 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let name = std::env::args_os().next();
+    let dialect = Dialect::of_program(name.as_deref());
     let load = || {
-        Config::load().map_err(|error| match cli.command {
+        Config::load(dialect).map_err(|error| match cli.command {
             Command::Start(_) | Command::Run(_) => Failure::from(error).with_status(status::SETUP),
             _ => Failure::from(error),
         })

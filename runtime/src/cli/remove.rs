@@ -22,7 +22,7 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
     let mut result = ExitCode::SUCCESS;
     for name in &args.names {
         // One that cannot be removed does not keep the others.
-        if let Err(failure) = remove(name, args.force, context) {
+        if let Err(failure) = remove(name, args.force || context.config.force, context) {
             ui::failure(&failure);
             result = ExitCode::from(status::FAILURE);
         }

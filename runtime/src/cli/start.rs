@@ -8,7 +8,9 @@ use super::{Context, Failure, Outcome, status};
 use crate::config;
 use crate::container::identity_map::UserNamespaceError;
 use crate::container::image::ImageError;
+use crate::container::mounts::MountError;
 use crate::container::named::{Container, ContainerError};
+use crate::container::namespaces::Namespaces;
 use crate::container::program::ProgramError;
 use crate::container::{self, Root, Spec, StartError, environment, fstab};
 use crate::ui;
@@ -42,6 +44,18 @@ pub(super) struct Options {
     /// Make the root file system writable
     #[arg(short = 'w', long)]
     rw: bool,
+    /// Give it process numbers of its own; its program is number 2
+    #[arg(long)]
+    pid: bool,
+    /// Give it a network of its own: a loopback interface
+    #[arg(long)]
+    net: bool,
+    /// Give it shared memory and message queues of its own
+    #[arg(long)]
+    ipc: bool,
+    /// Give it a host name of its own
+    #[arg(long)]
+    uts: bool,
     /// Mount something of the host: fields of fstab(5), separated by colons
     #[arg(short, long = "mount", value_name = "FSTAB")]
     mount: Vec<OsString>,
@@ -92,8 +106,8 @@ pub(super) fn start(
     command: Vec<OsString>,
     context: &Context,
 ) -> Outcome {
-    let spec =
-        spec(root, options, command).map_err(|failure| failure.with_status(status::SETUP))?;
+    let spec = spec(root, options, command, context)
+        .map_err(|failure| failure.with_status(status::SETUP))?;
     let tell = |text: &str| {
         if context.verbose {
             ui::message(text);
@@ -105,7 +119,12 @@ pub(super) fn start(
     }
 }
 
-fn spec(root: Root, options: &Options, command: Vec<OsString>) -> Result<Spec, Failure> {
+fn spec(
+    root: Root,
+    options: &Options,
+    command: Vec<OsString>,
+    context: &Context,
+) -> Result<Spec, Failure> {
     let environment = options
         .env
         .iter()
@@ -118,8 +137,15 @@ fn spec(root: Root, options: &Options, command: Vec<OsString>) -> Result<Spec, F
         .collect::<Result<_, _>>()?;
     Ok(Spec {
         root,
-        writable: options.rw,
-        remap_root: options.root,
+        writable: options.rw || context.config.writable,
+        remap_root: options.root || context.config.remap_root,
+        namespaces: Namespaces {
+            pid: options.pid,
+            net: options.net,
+            ipc: options.ipc,
+            uts: options.uts,
+        }
+        .or(context.config.namespaces),
         mounts,
         environment,
         command,
@@ -166,6 +192,14 @@ fn hint(error: &StartError) -> Option<String> {
         StartError::Root(_) => Some(
             "changes need a file system that overlayfs can write to (not NFS or Lustre): `CISTA_DATA_PATH` may name one, or `cista create --unpack` makes a plain tree".into(),
         ),
+        StartError::Mount(MountError::Filesystem { name, source, .. })
+            if name == "proc" && source.raw_os_error() == Some(libc::EPERM) =>
+        {
+            Some(
+                "parts of `/proc` are covered here, as inside other containers; the kernel then allows no new one: start without `--pid`"
+                    .into(),
+            )
+        }
         StartError::Program(ProgramError::CannotExecute { source, .. })
             if source.raw_os_error() == Some(libc::ENOEXEC) =>
         {

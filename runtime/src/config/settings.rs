@@ -202,8 +202,33 @@ settings! {
     MOUNT: "start" "mount", ["CISTA_MOUNT"], None,
         Kind::Choice(&["auto", "fuse", "unpack"]),
         "auto", "How an image becomes a root file system.";
+    ROOTFS_WRITABLE: "start" "writable", ["CISTA_ROOTFS_WRITABLE"], Some("ENROOT_ROOTFS_WRITABLE"),
+        Kind::Switch,
+        "no", "Whether the root file system can be written to, as with `-w`.";
+    REMAP_ROOT: "start" "root", ["CISTA_REMAP_ROOT"], Some("ENROOT_REMAP_ROOT"),
+        Kind::Switch,
+        "no", "Whether the user is root inside, as with `-r`.";
+    DEV: "start" "dev", ["CISTA_DEV"], Some("ENROOT_RESTRICT_DEV"),
+        Kind::Choice(&["private", "host"]),
+        "private", "What `/dev` is: one of its own with the standard devices, or that of the host.";
+    FORCE: "start" "force", ["CISTA_FORCE_OVERRIDE"], Some("ENROOT_FORCE_OVERRIDE"),
+        Kind::Switch,
+        "no", "Whether files and containers are replaced without asking, as with `-f`.";
 
-    COMPRESSION: "import" "compression", ["CISTA_COMPRESSION"], None,
+    UNSHARE_PID: "start" "unshare_pid", ["CISTA_UNSHARE_PID"], Some("ENROOT_UNSHARE_PID"),
+        Kind::Switch,
+        "no", "Whether containers have process numbers of their own.";
+    UNSHARE_NET: "start" "unshare_net", ["CISTA_UNSHARE_NET"], Some("ENROOT_UNSHARE_NET"),
+        Kind::Switch,
+        "no", "Whether containers have a network of their own: a loopback interface.";
+    UNSHARE_IPC: "start" "unshare_ipc", ["CISTA_UNSHARE_IPC"], Some("ENROOT_UNSHARE_IPC"),
+        Kind::Switch,
+        "no", "Whether containers have shared memory and message queues of their own.";
+    UNSHARE_UTS: "start" "unshare_uts", ["CISTA_UNSHARE_UTS"], Some("ENROOT_UNSHARE_UTS"),
+        Kind::Switch,
+        "no", "Whether containers have a host name of their own.";
+
+    COMPRESSION: "import" "compression", ["CISTA_COMPRESSION"], Some("ENROOT_SQUASH_OPTIONS"),
         Kind::Compression,
         "zstd:1", "How images are compressed.";
     TIME: "import" "time", ["SOURCE_DATE_EPOCH"], None,

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 use super::ConfigError;
+use super::enroot::{self, Enroot};
 use super::file::{FileError, Place, TomlFile};
 use super::settings::{self, Kind, Setting};
 
@@ -22,6 +23,36 @@ const SYSTEM_DIRECTORY: &str = "/etc/cista";
 const FILE: &str = "cista.toml";
 /// Further files of the administrator.
 const FURTHER_FILES: &str = "conf.d";
+
+/// Whose names are spoken: it depends on the name that the program is called by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// Our own.
+    #[default]
+    Cista,
+    /// enroot's.
+    Enroot,
+}
+
+impl Dialect {
+    /// The dialect of a program's name.
+    #[must_use]
+    pub fn of_program(name: Option<&OsStr>) -> Self {
+        match name.map(Path::new).and_then(Path::file_name) {
+            Some(name) if name == Self::Enroot.name() => Self::Enroot,
+            _ => Self::Cista,
+        }
+    }
+
+    /// Its name, which is also that of its directories.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cista => "cista",
+            Self::Enroot => "enroot",
+        }
+    }
+}
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +91,8 @@ pub struct Sources {
     environment: Option<Vec<(OsString, OsString)>>,
     /// Files of settings; the first one that has a setting wins.
     files: Vec<TomlFile>,
+    /// The files of enroot, when called by that name.
+    enroot: Option<Enroot>,
     /// The administrator's directory, where there is one.
     pub system_directory: Option<PathBuf>,
     /// The user's directory, where there is one.
@@ -72,8 +105,48 @@ impl Sources {
     /// # Errors
     ///
     /// A file that cannot be read or is not understood.
-    pub fn load() -> Result<Self, ConfigError> {
-        Self::default().with_files()
+    pub fn load(dialect: Dialect) -> Result<Self, ConfigError> {
+        Self::default().with_files()?.speaking(dialect)
+    }
+
+    /// Adds the names and files of a dialect.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read.
+    pub fn speaking(mut self, dialect: Dialect) -> Result<Self, ConfigError> {
+        self.enroot = match dialect {
+            Dialect::Cista => None,
+            Dialect::Enroot => {
+                let files = Enroot::load(&|name| self.variable(name))?;
+                // Hooks and mounts are where enroot has them.
+                self.system_directory =
+                    Some(files.directory.clone()).filter(|directory| directory.is_dir());
+                Some(files)
+            }
+        };
+        if self.enroot.is_some() {
+            self.user_directory = self
+                .directory(&settings::CONFIG_PATH)
+                .ok()
+                .filter(|directory| directory.is_dir());
+        }
+        Ok(self)
+    }
+
+    /// Whose names are spoken.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        match self.enroot {
+            None => Dialect::Cista,
+            Some(_) => Dialect::Enroot,
+        }
+    }
+
+    /// The files of enroot, when called by that name.
+    #[must_use]
+    pub fn enroot(&self) -> Option<&Enroot> {
+        self.enroot.as_ref()
     }
 
     /// An environment of one's own and no files.
@@ -155,15 +228,50 @@ impl Sources {
                 origin: Origin::Variable(name),
             })
         });
-        variable.or_else(|| {
-            self.files
-                .iter()
-                .flat_map(|file| &file.values)
-                .find(|value| value.setting == setting)
-                .map(|found| Found {
-                    value: found.value.clone(),
-                    origin: Origin::File(found.place.clone()),
-                })
+        variable
+            .or_else(|| self.find_for_enroot(setting))
+            .or_else(|| {
+                self.files
+                    .iter()
+                    .flat_map(|file| &file.values)
+                    .find(|value| value.setting == setting)
+                    .map(|found| Found {
+                        value: found.value.clone(),
+                        origin: Origin::File(found.place.clone()),
+                    })
+            })
+    }
+
+    fn find_for_enroot(&self, setting: &'static Setting) -> Option<Found> {
+        let (files, name) = (self.enroot.as_ref()?, setting.enroot?);
+        let variable = |name: &str| self.variable_of_enroot(name);
+        let (value, origin) = match self.variable(name) {
+            Some(value) => (value, Origin::Variable(name)),
+            None => {
+                let found = files.value(name, &variable)?;
+                (found.value, Origin::File(found.place))
+            }
+        };
+        Some(Found {
+            value: enroot::translate(setting, &value)?,
+            origin,
+        })
+    }
+
+    /// A variable, or where it is not set what enroot sets it to before it reads its files.
+    fn variable_of_enroot(&self, name: &str) -> Option<OsString> {
+        self.variable(name).or_else(|| {
+            let below_home = |path: &str| {
+                let home = PathBuf::from(self.variable("HOME")?);
+                Some(home.join(path).into_os_string())
+            };
+            match name {
+                "XDG_DATA_HOME" => below_home(".local/share"),
+                "XDG_CONFIG_HOME" => below_home(".config"),
+                "XDG_CACHE_HOME" => below_home(".cache"),
+                "XDG_RUNTIME_DIR" => Some("/run".into()),
+                _ => None,
+            }
         })
     }
 
@@ -262,19 +370,22 @@ impl Sources {
                     let home = self.variable("HOME").map(PathBuf::from);
                     home.map(|home| home.join(below_home))
                 });
-                base.map(|base| base.join("cista"))
+                base.map(|base| base.join(self.dialect().name()))
                     .ok_or_else(|| ConfigError::NoHome {
                         what: setting.key,
                         variable: setting.variables.first().copied().unwrap_or_default(),
                     })
             }
-            _ => Ok(absolute("XDG_RUNTIME_DIR").map_or_else(
-                || {
-                    let uid = rustix::process::getuid().as_raw();
-                    PathBuf::from(format!("/tmp/cista-{uid}"))
-                },
-                |base| base.join("cista"),
-            )),
+            _ => {
+                let name = self.dialect().name();
+                Ok(absolute("XDG_RUNTIME_DIR").map_or_else(
+                    || {
+                        let uid = rustix::process::getuid().as_raw();
+                        PathBuf::from(format!("/tmp/{name}-{uid}"))
+                    },
+                    |base| base.join(name),
+                ))
+            }
         }
     }
 
@@ -381,6 +492,57 @@ mod tests {
         }
         let sources = Sources::of(&variables[..2]).with_files().unwrap();
         assert_eq!(sources.number(&settings::MAX_PROCESSORS).unwrap(), Some(4));
+    }
+
+    #[test]
+    fn the_names_of_enroot_count_when_called_so() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path();
+        fs::create_dir(root.join("enroot.conf.d")).unwrap();
+        let conf = "ENROOT_DATA_PATH ${XDG_RUNTIME_DIR}/d\nENROOT_REMAP_ROOT yes\nENROOT_MAX_PROCESSORS 3\n";
+        fs::write(root.join("enroot.conf"), conf).unwrap();
+        fs::write(
+            root.join("enroot.conf.d/x.conf"),
+            "ENROOT_MAX_CONNECTIONS=7\n",
+        )
+        .unwrap();
+        let directory = root.display().to_string();
+        let variables = [
+            ("HOME", "/h"),
+            ("ENROOT_SYSCONF_PATH", directory.as_str()),
+            ("ENROOT_REMAP_ROOT", "No"),
+            ("CISTA_MAX_PROCESSORS", "9"),
+            ("ENROOT_ROOTFS_WRITABLE", "y"),
+        ];
+        let sources = Sources::of(&variables).speaking(Dialect::Enroot).unwrap();
+        let directory = |setting| sources.directory(setting).unwrap();
+        assert_eq!(directory(&settings::DATA_PATH), Path::new("/run/d"));
+        assert_eq!(
+            directory(&settings::CACHE_PATH),
+            Path::new("/h/.cache/enroot")
+        );
+        assert_eq!(sources.switch(&settings::REMAP_ROOT).unwrap(), Some(false));
+        assert_eq!(
+            sources.switch(&settings::ROOTFS_WRITABLE).unwrap(),
+            Some(true)
+        );
+        assert_eq!(sources.number(&settings::MAX_PROCESSORS).unwrap(), Some(9));
+        assert_eq!(sources.number(&settings::MAX_CONNECTIONS).unwrap(), Some(7));
+        let sources = Sources::of(&variables);
+        assert_eq!(sources.switch(&settings::ROOTFS_WRITABLE).unwrap(), None);
+    }
+
+    #[test]
+    fn the_program_may_be_called_enroot() {
+        for (name, dialect) in [
+            (Some("/usr/bin/enroot"), Dialect::Enroot),
+            (Some("enroot"), Dialect::Enroot),
+            (Some("cista"), Dialect::Cista),
+            (Some("/x/enroot/cista"), Dialect::Cista),
+            (None, Dialect::Cista),
+        ] {
+            assert_eq!(Dialect::of_program(name.map(OsStr::new)), dialect);
+        }
     }
 
     #[test]

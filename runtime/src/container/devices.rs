@@ -31,12 +31,12 @@ const LINKS: [(&str, &str); 6] = [
     ("core", "/proc/kcore"),
 ];
 
-/// Fills a directory that is mounted at `/dev` of the container already.
+/// Fills a directory that is mounted at `/dev` of the container already. `own` are directories that are not the host's.
 ///
 /// # Errors
 ///
 /// A node that cannot be mounted, or a directory that cannot be filled.
-pub fn populate(dev: BorrowedFd<'_>) -> Result<(), MountError> {
+pub fn populate(dev: BorrowedFd<'_>, own: &[(&str, OwnedFd)]) -> Result<(), MountError> {
     for (name, target) in LINKS {
         rustix::fs::symlinkat(target, dev, name).map_err(|error| target_error(name, error))?;
     }
@@ -47,7 +47,13 @@ pub fn populate(dev: BorrowedFd<'_>) -> Result<(), MountError> {
         })?;
         attach_file(dev, name, &mount)?;
     }
+    for (name, mount) in own {
+        attach_directory(dev, name, mount)?;
+    }
     for name in SHARED {
+        if own.iter().any(|(own, _)| *own == name) {
+            continue;
+        }
         if let Ok(mount) = host(name, true) {
             attach_directory(dev, name, &mount)?;
         }

@@ -3,7 +3,7 @@
 //! A start walks through these rooms in this order; [`start`](mod@start) is the whole of it, to be read from top to bottom:
 //!
 //! - [`accounts`]: who the user is, outside and inside
-//! - [`identity_map`]: the user namespace
+//! - [`identity_map`]: the user namespace; [`namespaces`]: others that are asked for
 //! - [`view`]: files of an image, mounted or not; [`facts`]: what they say about how to run it;
 //!   the [`plan`] of what is done then
 //! - [`image`]: the lower layer, an image served by FUSE or a tree; [`handover`] of the device to the server,
@@ -30,6 +30,7 @@ pub mod layers;
 pub mod loading;
 pub mod mounts;
 pub mod named;
+pub mod namespaces;
 pub mod plan;
 pub mod privileges;
 pub mod program;

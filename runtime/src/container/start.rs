@@ -1,7 +1,7 @@
 //! From a specification to the container's program, as one linear sequence.
 //!
-//! The process that calls [`start`] becomes the program: same pid, same parent, same session, its signals and exit status untouched. It has
-//! one thread until then. Nothing has to be cleaned up after a failure or a `kill -9`, at any step: mounts, tmpfs and server end with the namespaces.
+//! The process that calls [`start`] becomes the program: same pid, same parent, same session, its signals and exit status untouched. (With a pid
+//! namespace of its own, a child becomes it, and the process stands for that.) It has one thread until then. Nothing has to be cleaned up after a failure or a `kill -9`, at any step: mounts, tmpfs and server end with the namespaces.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -19,6 +19,7 @@ use super::image::{self, ImageError, Lower};
 use super::layers::{self, Changes, Scratch};
 use super::mounts::{self, MountError, Mounter};
 use super::named::{Container, ContainerError, Content};
+use super::namespaces::Namespaces;
 use super::plan::{self, Plan, PlanError};
 use super::privileges::{self, PrivilegeError};
 use super::program::{self, ProgramError};
@@ -38,6 +39,8 @@ pub struct Spec {
     pub writable: bool,
     /// Whether the user is root inside.
     pub remap_root: bool,
+    /// Namespaces of its own besides those of users and mounts.
+    pub namespaces: Namespaces,
     /// Mounts besides the usual ones, in order.
     pub mounts: Vec<Entry>,
     /// Variables that win over the image's.
@@ -67,6 +70,12 @@ pub enum StartError {
     /// No namespaces.
     #[error(transparent)]
     UserNamespace(#[from] UserNamespaceError),
+    /// The loopback interface cannot be brought up.
+    #[error("cannot bring up the loopback interface of the network namespace")]
+    Loopback(#[source] io::Error),
+    /// There is no process in the new pid namespace.
+    #[error("cannot make a process in the new pid namespace")]
+    Fork(#[source] io::Error),
     /// The scratch file system cannot be made.
     #[error("cannot prepare the root file system")]
     Scratch(#[source] MountError),
@@ -165,10 +174,18 @@ pub fn start(
     let umask = rustix::process::umask(Mode::empty());
 
     // The namespaces, which give the right to do all that follows.
-    identity_map::enter(map, rustix::thread::UnshareFlags::empty())?;
+    identity_map::enter(map, spec.namespaces.flags())?;
+    if spec.namespaces.net {
+        sys::network::loopback_up().map_err(StartError::Loopback)?;
+    }
+    if spec.namespaces.pid {
+        // What follows happens in another process, whose children the helpers are not.
+        lower.reap()?;
+        sys::supervise::split(true).map_err(StartError::Fork)?;
+    }
 
     // What is wanted of the host, before anything of ours hides it.
-    let usual_sources = usual::take()?;
+    let usual_sources = usual::take(config.dev, spec.namespaces, tell)?;
     let sources: Vec<_> = spec.mounts.iter().map(mounts::source).collect();
 
     // The root file system.

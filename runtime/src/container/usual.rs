@@ -11,14 +11,22 @@ use super::devices;
 use super::fstab::{CreateOption, Entry, Kind};
 use super::layers::{self, Scratch};
 use super::mounts::{self, MountError, Mounter};
+use super::namespaces::{self, Namespaces};
 use super::seed::Seed;
+use crate::config::Dev;
 
 /// File systems of the kernel, with what is mounted on them.
 const KERNEL: [&str; 2] = ["/proc", "/sys"];
 
+/// The devices.
+const DEV: &str = "/dev";
+
+/// Where control groups are in `/sys`.
+pub(super) const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
+
 /// Directories that are in memory: name in the scratch, and mount point.
 const MEMORY: [(&str, &str); 4] = [
-    (layers::DEV, "/dev"),
+    (layers::DEV, DEV),
     (layers::TMP, "/tmp"),
     (layers::RUN, "/var/run"),
     (layers::LOCK, "/var/lock"),
@@ -51,21 +59,28 @@ pub fn files() -> impl Iterator<Item = &'static Path> {
 #[derive(Debug)]
 pub struct Taken {
     kernel: Vec<(Entry, OwnedFd)>,
+    /// What `/dev` has of its own, by name.
+    dev: Vec<(&'static str, OwnedFd)>,
     files: Vec<(Entry, OwnedFd)>,
 }
 
-/// Takes what containers get of the host, as detached copies.
+/// Takes what containers get of the host, as detached copies; makes what belongs to namespaces of their own instead.
 ///
 /// # Errors
 ///
-/// A host without `/proc` or `/sys`.
-pub fn take() -> Result<Taken, MountError> {
+/// A host without `/proc` or `/sys`; a kernel that does not allow a `/proc` for a pid namespace.
+pub fn take(dev: Dev, namespaces: Namespaces, tell: &dyn Fn(&str)) -> Result<Taken, MountError> {
     let restricted = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let read_only = restricted | MountAttrFlags::MOUNT_ATTR_RDONLY;
     let mut taken = Taken {
         kernel: Vec::with_capacity(KERNEL.len()),
+        dev: if namespaces.ipc {
+            namespaces::ipc()?.into()
+        } else {
+            Vec::new()
+        },
         files: Vec::with_capacity(FILES.len()),
     };
     for path in KERNEL {
@@ -74,9 +89,50 @@ pub fn take() -> Result<Taken, MountError> {
         } else {
             read_only
         };
-        let entry = entry(path, CreateOption::Directory, true, flags);
+        let bind = |path| entry(path, CreateOption::Directory, true, flags);
+        if path == "/proc" && namespaces.pid {
+            let entry = entry(
+                path,
+                CreateOption::Directory,
+                false,
+                MountAttrFlags::empty(),
+            );
+            taken.kernel.push((entry, namespaces::proc(flags)?));
+            continue;
+        }
+        if path == "/sys" && namespaces.net {
+            if let Some((mount, groups)) = namespaces::sys(flags) {
+                let entry = entry(
+                    path,
+                    CreateOption::Directory,
+                    false,
+                    MountAttrFlags::empty(),
+                );
+                taken.kernel.push((entry, mount));
+                taken
+                    .kernel
+                    .extend(groups.map(|groups| (bind(CONTROL_GROUPS), groups)));
+                continue;
+            }
+            tell("`/sys` shows the interfaces of the host: the kernel allows no other here");
+        }
+        let entry = bind(path);
         if let Some(source) = mounts::source(&entry)? {
             taken.kernel.push((entry, source));
+        }
+    }
+    if dev == Dev::Host {
+        let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let bind = entry(DEV, CreateOption::Directory, true, flags);
+        if let Some(source) = mounts::source(&bind)? {
+            taken.kernel.push((bind, source));
+        }
+        for (name, mount) in taken.dev.drain(..) {
+            let path = format!("{DEV}/{name}");
+            if Path::new(&path).is_dir() {
+                let entry = entry(&path, CreateOption::No, false, MountAttrFlags::empty());
+                taken.kernel.push((entry, mount));
+            }
         }
     }
     for path in FILES {
@@ -124,10 +180,17 @@ pub fn mount(
         }
         mounter.mount(&entry, Some(source))
     };
+    let has_host_dev = taken
+        .kernel
+        .iter()
+        .any(|(entry, _)| entry.target == Path::new(DEV));
     for (entry, source) in taken.kernel {
         mount(entry, source)?;
     }
     for (name, target) in MEMORY {
+        if name == layers::DEV && has_host_dev {
+            continue;
+        }
         let source = scratch.part(Path::new(name))?;
         if name != layers::DEV {
             let flags = MountAttrFlags::empty();
@@ -140,7 +203,7 @@ pub fn mount(
             source,
         })?;
         mount(entry(target, CreateOption::Directory, false, flags), source)?;
-        devices::populate(inside.as_fd())?;
+        devices::populate(inside.as_fd(), &taken.dev)?;
     }
     for (entry, source) in taken.files {
         let is_placed = seed.is_some_and(|seed| seed.place(&entry.target).is_some());

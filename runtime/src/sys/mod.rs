@@ -10,6 +10,7 @@
 //! - [`again`]: this program, executed again by itself
 //! - [`mount`]: flags of mounts, `mount_setattr(2)`
 //! - [`namespace`]: new ones, `unshare(2)`, and whose they are
+//! - [`network`]: the loopback interface
 //! - [`process`]: processes that are nobody's child, `execve(2)`
 //! - [`seccomp`]: installing a filter
 //! - [`signal`]: Ctrl-C asks a long operation to stop
@@ -27,6 +28,7 @@ pub mod child;
 pub mod heap;
 pub mod mount;
 pub mod namespace;
+pub mod network;
 pub mod process;
 pub mod seccomp;
 pub mod signal;

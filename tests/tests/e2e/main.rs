@@ -12,10 +12,12 @@
 mod bad_input;
 mod config;
 mod containers;
+mod enroot;
 mod import;
 mod isolation;
 mod join;
 mod logins;
+mod namespaces;
 mod oracle;
 mod run;
 mod signals;
@@ -39,9 +41,11 @@ fn main() -> ExitCode {
         isolation::CASES,
         logins::CASES,
         join::CASES,
+        namespaces::CASES,
         run::CASES,
         containers::CASES,
         config::CASES,
+        enroot::CASES,
     ];
     let outcome = Session::start(Profile::Debug, |text| eprintln!("    {text}"))
         .and_then(|session| run_all(session, &cases));

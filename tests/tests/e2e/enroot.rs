@@ -1,0 +1,176 @@
+//! What users of enroot find when the program is called `enroot`.
+
+use std::path::PathBuf;
+
+use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::environment::TestEnvironment;
+use cista_tests::error::{HarnessError, IoContext as _};
+use cista_tests::image::Recipe;
+use cista_tests::program::Program;
+
+use super::config::put;
+
+/// The program by the name of enroot, with files of settings in `work/etc`.
+pub(crate) fn enroot(
+    environment: &TestEnvironment<'_>,
+    args: &[&str],
+) -> Result<Program, HarnessError> {
+    let link = environment.program_path().with_file_name("enroot");
+    if !link.is_symlink() {
+        std::os::unix::fs::symlink("cista", &link).context("link", &link)?;
+    }
+    Ok(environment
+        .program(&link)
+        .args(args)
+        .env("ENROOT_SYSCONF_PATH", environment.path("etc")))
+}
+
+/// Unpacks an image as enroot does, so that it is a container in its data path.
+fn unpack(environment: &TestEnvironment<'_>, name: &str) -> Result<PathBuf, HarnessError> {
+    let data = environment.home().with_file_name("data").join("enroot");
+    if !data.is_dir() {
+        std::fs::create_dir(&data).context("create", &data)?;
+        environment.give(&data)?;
+    }
+    let image = environment.session().imported(Recipe::Busybox)?;
+    environment
+        .program("unsquashfs")
+        .args(["-quiet", "-no-progress", "-dest"])
+        .arg(data.join(name))
+        .arg(image)
+        .check()?;
+    Ok(data.join(name))
+}
+
+/// A container that enroot unpacked is listed, started, written to and removed.
+fn containers_of_enroot_are_found(environment: &TestEnvironment<'_>) -> TestResult {
+    let tree = unpack(environment, "box")?;
+    assert_eq!(enroot(environment, &["list"])?.text()?, "box");
+    let text = enroot(environment, &["start", "box", "cat", "/etc/issue"])?.text()?;
+    assert_eq!(text, "a test image of cista");
+    enroot(environment, &["start", "-w", "box", "touch", "/kept"])?.check()?;
+    assert!(tree.join("kept").exists());
+    // Under its own name the program has its own containers.
+    assert_eq!(environment.cista(["list"]).text()?, "");
+    enroot(environment, &["remove", "-f", "box"])?.check()?;
+    assert!(!tree.exists());
+    Ok(())
+}
+
+fn the_version_is_one_of_enroot(environment: &TestEnvironment<'_>) -> TestResult {
+    let version = enroot(environment, &["version"])?.text()?;
+    let numbers: Vec<&str> = version.split('.').collect();
+    assert_eq!(numbers.len(), 3, "{version}");
+    assert_eq!(numbers[0], "4", "{version}");
+    let help = enroot(environment, &["start", "--help"])?.text()?;
+    assert!(help.contains("Usage: enroot start"), "{help}");
+    Ok(())
+}
+
+/// `enroot.conf` counts, the environment wins, and words are expanded as a shell does.
+fn settings_of_enroot_count(environment: &TestEnvironment<'_>) -> TestResult {
+    put(
+        environment,
+        "etc/enroot.conf",
+        "# comment\nENROOT_DATA_PATH   ${HOME}/$(printf con)tainers\nENROOT_REMAP_ROOT=yes\nENROOT_GZIP_PROGRAM pigz\n",
+    )?;
+    put(
+        environment,
+        "etc/enroot.conf.d/10-site.conf",
+        "ENROOT_ROOTFS_WRITABLE = yes\nENROOT_SQUASH_OPTIONS -comp zstd -Xcompression-level 7\nENROOT_MISSPELT 1\n",
+    )?;
+    let image = environment.session().imported(Recipe::Busybox)?;
+    let image = image.display().to_string();
+    enroot(environment, &["create", "-n", "box", &image])?.check()?;
+    assert!(environment.home().join("containers/box").is_dir());
+    let script = "id -u; touch /x && echo written";
+    let text = enroot(environment, &["start", "box", "sh", "-c", script])?.text()?;
+    assert_eq!(text, "0\nwritten");
+    let text = enroot(
+        environment,
+        &[
+            "start",
+            "box",
+            "sh",
+            "-c",
+            "id -u; touch /y 2>/dev/null || echo refused",
+        ],
+    )?
+    .env("ENROOT_REMAP_ROOT", "No")
+    .env("ENROOT_ROOTFS_WRITABLE", "f")
+    .text()?;
+    assert_eq!(text, format!("{}\nrefused", environment.user().uid));
+    let compression = enroot(environment, &["config", "import.compression"])?.run()?;
+    assert_eq!(compression.text().trim(), "zstd:7");
+    let told = compression.error_text();
+    assert!(
+        told.contains("10-site.conf:3") && !told.contains("GZIP"),
+        "{told}"
+    );
+    // Without force what exists stays.
+    let again = enroot(environment, &["create", "-n", "box", &image])?.run()?;
+    assert_eq!(again.code(), Some(1));
+    enroot(environment, &["create", "-n", "box", &image])?
+        .env("ENROOT_FORCE_OVERRIDE", "y")
+        .check()?;
+    Ok(())
+}
+
+/// `/dev` is the host's unless it is to be restricted; by our own name it is the other way round.
+fn devices_are_those_of_the_host_unless_restricted(
+    environment: &TestEnvironment<'_>,
+) -> TestResult {
+    unpack(environment, "box")?;
+    let mounts =
+        "grep -c ' /dev devtmpfs\\| /dev tmpfs' /proc/mounts; test -e /dev/fuse && echo fuse; true";
+    let own = enroot(environment, &["start", "box", "sh", "-c", mounts])?.text()?;
+    assert!(own.ends_with("fuse"), "{own}");
+    let restricted = enroot(environment, &["start", "box", "sh", "-c", mounts])?
+        .env("ENROOT_RESTRICT_DEV", "y")
+        .text()?;
+    assert!(!restricted.contains("fuse"), "{restricted}");
+    let image = environment.session().imported(Recipe::Busybox)?;
+    let start = |dev: &str| {
+        environment
+            .cista(["start"])
+            .arg(&image)
+            .args(["sh", "-c", mounts])
+            .env("CISTA_DEV", dev)
+            .text()
+    };
+    assert!(!start("private")?.contains("fuse"));
+    assert!(start("host")?.contains("fuse"));
+    Ok(())
+}
+
+const fn case(name: &'static str, run: fn(&TestEnvironment<'_>) -> TestResult) -> Case {
+    Case {
+        name,
+        tier: Tier::Userns,
+        who: Who::Both,
+        needs: &[
+            Need::Image(Recipe::Busybox),
+            Need::UserNamespaces,
+            Need::Fuse,
+            Need::Program("unsquashfs"),
+        ],
+        run,
+    }
+}
+
+/// The tests of this file.
+pub(crate) const CASES: &[Case] = &[
+    case(
+        "enroot::containers_of_enroot_are_found",
+        containers_of_enroot_are_found,
+    ),
+    case(
+        "enroot::the_version_is_one_of_enroot",
+        the_version_is_one_of_enroot,
+    ),
+    case("enroot::settings_of_enroot_count", settings_of_enroot_count),
+    case(
+        "enroot::devices_are_those_of_the_host_unless_restricted",
+        devices_are_those_of_the_host_unless_restricted,
+    ),
+];
