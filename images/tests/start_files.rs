@@ -95,3 +95,39 @@ fn held_files_share_one_small_block() {
         assert_eq!(empty_again.size(), 0);
     }
 }
+
+#[test]
+fn a_plain_file_is_stored_as_it_is() {
+    let mut writer = Writer::new(
+        tempfile::tempfile().unwrap(),
+        Options::default(),
+        Cancel::new(),
+    )
+    .unwrap();
+    let mut tree = Tree::new(metadata(0o755));
+    let bytes = [
+        vec![7; 300_000],
+        vec![0; 131_072 - 37_856],
+        content(1, 131_072),
+    ]
+    .concat();
+    for plain in [false, true] {
+        let mut file = writer.begin_file(bytes.len() as u64).unwrap();
+        if plain {
+            file.store_plain();
+        }
+        file.write(&bytes).unwrap();
+        let id = file.finish().unwrap();
+        add(&mut tree, if plain { "plain" } else { "packed" }, id);
+    }
+    let reader = Reader::open(writer.finish(&tree).unwrap().file, 0).unwrap();
+    for (name, compressed) in [("packed", true), ("plain", false)] {
+        let inode = reader.walk(name.as_bytes()).unwrap().unwrap();
+        assert_eq!(reader.read_file(&inode, 1 << 20).unwrap(), bytes, "{name}");
+        let map = reader.file_map(&inode).unwrap();
+        match reader.extent(&map, 0).unwrap() {
+            Extent::Block(block) => assert_eq!(block.compressed, compressed, "{name}"),
+            other => panic!("{name} begins with {other:?}"),
+        }
+    }
+}

@@ -63,6 +63,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let reader = Reader::open(File::open(image)?, 0)?;
     let device = mount(Path::new(directory))?;
-    serve(device, reader, &options, None)?;
+    serve(move || Some(device), reader, &options, None)?;
     Ok(())
 }

@@ -54,6 +54,8 @@ pub struct Settings {
     /// Content of hidden files that is kept until the end of its layer, in bytes, for a link to it that may follow. What
     /// does not fit is read again if need be. Part of what determines the image: it decides where content stands.
     pub retain: usize,
+    /// Whether what [`start_files::is_loaded_first`] names are stored uncompressed.
+    pub plain_loader: bool,
 }
 
 impl Settings {
@@ -70,6 +72,7 @@ impl Settings {
             },
             limits: Limits::default(),
             retain: 32 << 20,
+            plain_loader: false,
         }
     }
 }
@@ -98,6 +101,8 @@ pub trait FileSink {
     fn write(&mut self, piece: &[u8]) -> Result<(), WriteError>;
     /// Takes so many zeros.
     fn write_hole(&mut self, length: u64) -> Result<(), WriteError>;
+    /// Stores the blocks of the file as they are, where there are such; see [`crate::start_files::is_loaded_first`].
+    fn store_plain(&mut self) {}
     /// Ends the file.
     fn finish(self) -> Result<ContentId, WriteError>;
 }
@@ -121,6 +126,10 @@ impl FileSink for FileWriter<'_> {
 
     fn write_hole(&mut self, length: u64) -> Result<(), WriteError> {
         Self::write_hole(self, length)
+    }
+
+    fn store_plain(&mut self) {
+        Self::store_plain(self);
     }
 
     fn finish(self) -> Result<ContentId, WriteError> {
@@ -266,7 +275,7 @@ impl Merge {
                 let Kind::File(size) = entry.kind else {
                     return Err(MergeError::Changed);
                 };
-                let content = copy(&entry.path, size, archive, sink)?;
+                let content = copy(&entry.path, size, false, archive, sink)?;
                 self.merged.set_content(inode, content);
             }
         }
@@ -366,7 +375,10 @@ impl<S: Sink> Layer<'_, S> {
             if size <= start_files::MAX_SIZE && start_files::contain(entry.path.as_bytes()) {
                 return hold(&entry.path, archive, self.sink).map(Content::Written);
             }
-            return copy(&entry.path, size, archive, self.sink).map(Content::Written);
+            let plain = self.merge.settings.plain_loader
+                && size <= start_files::MAX_LOADER_SIZE
+                && start_files::is_loaded_first(entry.path.as_bytes());
+            return copy(&entry.path, size, plain, archive, self.sink).map(Content::Written);
         }
         let skipped = Content::Skipped {
             ordinal: entry.ordinal,
@@ -455,6 +467,7 @@ fn hold<R: BufRead, S: Sink>(
 fn copy<R: BufRead, S: Sink>(
     path: &dyn std::fmt::Display,
     size: u64,
+    plain: bool,
     archive: &mut Archive<R>,
     sink: &mut S,
 ) -> Result<ContentId, MergeError> {
@@ -463,6 +476,9 @@ fn copy<R: BufRead, S: Sink>(
         source,
     };
     let mut file = sink.begin_file(size).map_err(failed)?;
+    if plain {
+        file.store_plain();
+    }
     while let Some(piece) = archive.next_piece()? {
         match piece {
             Piece::Data(data) => file.write(data),

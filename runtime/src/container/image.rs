@@ -185,23 +185,26 @@ fn serve(
     } = image;
     let mut keep = vec![fd, theirs.as_raw_fd()];
     keep.extend(lock.as_ref().map(std::os::fd::AsRawFd::as_raw_fd));
+    let starter_processor = rustix::thread::sched_getcpu();
     let starting = sys::process::spawn_detached(c"cista-image", &keep, move || {
         let _held_until_the_end = lock;
-        let Some(device) = handover::receive(&theirs) else {
-            return;
-        };
-        drop(theirs);
         let options = fuse::Options {
             uid: ids.0,
             gid: ids.1,
             cache_bytes: config.image_cache,
             threads: config.max_processors(),
         };
-        let foresight = program.map(|program| -> fuse::Foresight {
-            Box::new(move |reader| loading::files(reader, &program))
+        let foresight = program.map(|program| fuse::Foresight {
+            files: Box::new(move |reader| loading::files(reader, &program)),
+            reader_processor: starter_processor,
         });
         // Nobody is there to be told: the container sees its mount fail.
-        let _ = fuse::serve(device, reader, &options, foresight);
+        let _ = fuse::serve(
+            move || handover::receive(&theirs),
+            reader,
+            &options,
+            foresight,
+        );
     })?;
     Ok(Server {
         path,

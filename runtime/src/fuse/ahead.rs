@@ -95,6 +95,21 @@ impl Ahead {
         start
     }
 
+    /// Makes the caller a helper, which is to call [`Self::help`] then. False when there are enough.
+    pub(super) fn enlist(&self) -> bool {
+        let mut state = self.lock();
+        let room = state.helpers < self.most;
+        if room {
+            state.helpers += 1;
+        }
+        room
+    }
+
+    /// Whether the helpers are to end.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// The helper that [`Self::add`] asked for could not be started.
     pub(super) fn not_started(&self) {
         self.lock().helpers -= 1;
@@ -109,13 +124,7 @@ impl Ahead {
     /// What a helper does, until the queue is closed.
     pub(super) fn help(&self, reader: &Reader) {
         while let Some(job) = self.next(reader) {
-            // Whoever asks for the block gets the error.
-            if !job.file.is_handed_out(job.number)
-                && let Ok(extent) = reader.extent(&job.file.map, job.number)
-                && let Some(block) = super::content::block(&extent)
-            {
-                drop(reader.cached(&block));
-            }
+            decode(reader, &job);
         }
     }
 
@@ -151,6 +160,17 @@ impl Ahead {
                 state = self.lock();
             }
         }
+    }
+}
+
+/// Decodes an extent into the cache, unless the kernel has it already.
+pub(super) fn decode(reader: &Reader, job: &Job) {
+    // Whoever asks for the block gets the error.
+    if !job.file.is_handed_out(job.number)
+        && let Ok(extent) = reader.extent(&job.file.map, job.number)
+        && let Some(block) = super::content::block(&extent)
+    {
+        drop(reader.cached(&block));
     }
 }
 

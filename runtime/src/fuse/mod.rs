@@ -21,12 +21,14 @@
 //!
 //! - Pushing the rest of a decoded block into the page cache (`FUSE_NOTIFY_STORE`): of the READs of a Python program that imports its
 //!   large libraries, one in eight would be spared, each at the price of copying what nobody asked for.
-//! - Tying a thread to the processor of its caller: a round trip takes 3 instead of 9 microseconds when both share one, but ten
-//!   times longer when the guess is wrong and the processor busy. The scheduler guesses well.
+//! - Tying a thread that answers to the processor of its caller: a round trip takes 3 instead of 9 microseconds when both share one,
+//!   but ten times longer when the guess is wrong and the processor busy. The scheduler guesses well, with one exception that
+//!   `image` sees to.
 //! - A device for each thread (`FUSE_DEV_IOC_CLONE`): the queue of requests is shared all the same.
 //! - `splice`: pages that the kernel may keep must be fresh for each block, which costs as much as the copy that is saved.
 //!
 //! - `protocol`, `connection`, `handshake`: messages, the device, INIT
+//! - `image`: what is served, and what is decoded before the first request
 //! - `server`: from requests to answers, and the threads
 //! - `nodes`, `listing`, `content`, `ahead`: attributes, READDIR, READ, decoding ahead
 
@@ -34,6 +36,7 @@ mod ahead;
 mod connection;
 mod content;
 mod handshake;
+mod image;
 mod listing;
 mod nodes;
 mod protocol;
@@ -44,8 +47,16 @@ use std::os::fd::OwnedFd;
 use cista_images::squashfs::reader::{Inode, Reader};
 use rustix::io::Errno;
 
-/// Tells which files will be read first, in the order of their reading. Asked once, on a thread of its own.
-pub type Foresight = Box<dyn FnOnce(&Reader) -> Vec<Inode> + Send>;
+/// Tells which files will be read first, in the order of their reading.
+pub type Files = Box<dyn FnOnce(&Reader) -> Vec<Inode> + Send>;
+
+/// What is known of the reads to come.
+pub struct Foresight {
+    /// Asked once, on a thread of its own.
+    pub files: Files,
+    /// The processor of the process that will read: decoding ahead leaves it alone, where there is another.
+    pub reader_processor: usize,
+}
 
 /// How an image is served.
 #[derive(Clone, Debug)]
@@ -82,20 +93,39 @@ pub enum ServeError {
     },
 }
 
-/// Serves `reader` on `device` until the file system is unmounted. Blocks of the files that `foresight` tells are decoded before anybody asks.
+/// Serves `reader` until the file system is unmounted. Blocks of the files that `foresight` tells are decoded before anybody asks, from now on:
+/// `wait_for_device` may take its time. Without a device, nothing is served.
 ///
-/// `device` is `/dev/fuse`, opened in the user namespace of the mount and already mounted: read-only (else the kernel asks for
+/// The device is `/dev/fuse`, opened in the user namespace of the mount and already mounted: read-only (else the kernel asks for
 /// the attributes again after every read), with `default_permissions`, without `max_read`.
 pub fn serve(
-    device: OwnedFd,
+    wait_for_device: impl FnOnce() -> Option<OwnedFd>,
     reader: Reader,
     options: &Options,
     foresight: Option<Foresight>,
 ) -> Result<(), ServeError> {
+    let image = image::Image::new(reader.with_cache(options.cache_bytes), options);
+    std::thread::scope(|scope| {
+        if let Some(foresight) = foresight {
+            image.foresee(foresight, scope);
+        }
+        let served = serve_image(wait_for_device, &image, options);
+        image.ahead.close();
+        served
+    })
+}
+
+fn serve_image(
+    wait_for_device: impl FnOnce() -> Option<OwnedFd>,
+    image: &image::Image,
+    options: &Options,
+) -> Result<(), ServeError> {
+    let Some(device) = wait_for_device() else {
+        return Ok(());
+    };
     let connection = connection::Connection::new(device);
     if !handshake::shake(&connection)? {
         return Ok(());
     }
-    let reader = reader.with_cache(options.cache_bytes);
-    server::Server::new(connection, reader, options).run(foresight)
+    server::Server::new(connection, image, options).run()
 }

@@ -4,24 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Builder, Scope};
 
-use cista_images::squashfs::reader::{Extent, Inode, ReadError, Reader};
+use cista_images::squashfs::reader::{Extent, ReadError};
 use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
 
-use super::ahead::{Ahead, Job};
+use super::ahead::Job;
 use super::connection::{Connection, Request, RequestBuffer, answer_header};
-use super::content::OpenFiles;
-use super::nodes::Nodes;
+use super::image::{Image, STACK, threads};
 use super::protocol::{GetxattrIn, ReadIn, opcode};
-use super::{Foresight, Options, ServeError, content, listing, nodes};
-
-/// Stack of a thread; nothing here recurses or keeps much on it.
-const STACK: usize = 256 << 10;
-/// Most threads that answer, and most that decode ahead: what a kernel can copy in parallel is used up long before.
-const MAX_THREADS: usize = 16;
-
-/// Most blocks that are decoded before the first READ: 8 MiB of the usual ones.
-const MAX_FORESEEN: u64 = 64;
+use super::{Options, ServeError, content, listing, nodes};
 
 /// Blocks to decode ahead, behind a READ that follows `streak` others without a gap.
 ///
@@ -32,17 +23,14 @@ fn ahead_count(streak: u32) -> u64 {
 }
 
 /// A mounted image.
-pub(super) struct Server {
-    reader: Reader,
+pub(super) struct Server<'a> {
+    image: &'a Image,
     connection: Connection,
-    nodes: Nodes,
     threads: usize,
     /// Threads that answer requests.
     serving: AtomicUsize,
     /// Of them, those that wait for one.
     waiting: AtomicUsize,
-    files: OpenFiles,
-    ahead: Ahead,
 }
 
 /// What a handler has to say, unless it has sent its answer itself.
@@ -85,36 +73,22 @@ impl From<Refusal> for Errno {
     }
 }
 
-impl Server {
-    pub(super) fn new(connection: Connection, reader: Reader, options: &Options) -> Self {
-        let threads = options.threads.clamp(1, MAX_THREADS);
+impl<'a> Server<'a> {
+    pub(super) fn new(connection: Connection, image: &'a Image, options: &Options) -> Self {
         Self {
-            nodes: Nodes {
-                root: reader.root_ref(),
-                uid: options.uid,
-                gid: options.gid,
-            },
-            reader,
+            image,
             connection,
-            threads,
+            threads: threads(options),
             serving: AtomicUsize::new(1),
             waiting: AtomicUsize::new(0),
-            files: OpenFiles::default(),
-            ahead: Ahead::new(threads),
         }
     }
 
     /// Serves until the file system is unmounted.
-    pub(super) fn run(&self, foresight: Option<Foresight>) -> Result<(), ServeError> {
+    pub(super) fn run(&self) -> Result<(), ServeError> {
         std::thread::scope(|scope| {
-            if let Some(foresight) = foresight {
-                // Without it, everything is only slower.
-                let _ = Builder::new()
-                    .stack_size(STACK)
-                    .spawn_scoped(scope, move || self.foresee(foresight));
-            }
             let result = self.serve(scope);
-            self.ahead.close();
+            self.image.ahead.close();
             result
         })
     }
@@ -142,29 +116,6 @@ impl Server {
         }
     }
 
-    /// Decodes the beginnings of files that will be read soon.
-    fn foresee(&self, foresight: Foresight) {
-        let mut jobs = Vec::new();
-        for inode in foresight(&self.reader) {
-            let nodeid = self.nodes.id(inode.reference);
-            let Ok(file) = self.files.open(nodeid, &self.reader, || Ok(inode)) else {
-                continue;
-            };
-            let room = MAX_FORESEEN - jobs.len() as u64;
-            jobs.extend((0..file.map.extent_count().min(room)).map(|number| Job {
-                file: Arc::clone(&file),
-                number,
-            }));
-        }
-        if self.ahead.add(jobs) {
-            self.ahead.help(&self.reader);
-        }
-    }
-
-    fn inode(&self, nodeid: u64) -> Result<Inode, ReadError> {
-        self.reader.inode(self.nodes.reference(nodeid))
-    }
-
     fn handle<'scope>(
         &'scope self,
         request: &Request<'_>,
@@ -175,37 +126,48 @@ impl Server {
         match header.opcode {
             opcode::LOOKUP => {
                 let name = request.name(0)?;
-                let directory = self.inode(header.nodeid)?;
-                let entry = match self.reader.lookup(&directory, name)? {
-                    Some(target) => self.nodes.entry_out(&self.reader.inode(target.inode)?),
+                let directory = self.image.inode(header.nodeid)?;
+                let entry = match self.image.reader.lookup(&directory, name)? {
+                    Some(target) => self
+                        .image
+                        .nodes
+                        .entry_out(&self.image.reader.inode(target.inode)?),
                     None => nodes::no_entry(),
                 };
                 send(self.connection.answer(header, &entry))
             }
             opcode::GETATTR => {
-                let attributes = self.nodes.attr_out(&self.inode(header.nodeid)?);
+                let attributes = self.image.nodes.attr_out(&self.image.inode(header.nodeid)?);
                 send(self.connection.answer(header, &attributes))
             }
             opcode::READLINK => {
-                let target = self.reader.readlink(&self.inode(header.nodeid)?)?;
+                let target = self
+                    .image
+                    .reader
+                    .readlink(&self.image.inode(header.nodeid)?)?;
                 Ok(Answer::Bytes(target))
             }
             opcode::READ => self.read(request, scope),
             opcode::READDIR | opcode::READDIRPLUS => {
                 let asked: ReadIn = request.parse()?;
                 let entries = listing::list(
-                    &self.reader,
-                    &self.nodes,
-                    &self.inode(header.nodeid)?,
+                    &self.image.reader,
+                    &self.image.nodes,
+                    &self.image.inode(header.nodeid)?,
                     asked.offset,
                     asked.size as usize,
                     header.opcode == opcode::READDIRPLUS,
                 )?;
                 Ok(Answer::Bytes(entries))
             }
-            opcode::STATFS => send(self.connection.answer(header, &nodes::statfs(&self.reader))),
+            opcode::STATFS => send(
+                self.connection
+                    .answer(header, &nodes::statfs(&self.image.reader)),
+            ),
             // After one ENOSYS the kernel never asks again.
-            opcode::GETXATTR | opcode::LISTXATTR if self.reader.has_xattrs() => self.xattr(request),
+            opcode::GETXATTR | opcode::LISTXATTR if self.image.reader.has_xattrs() => {
+                self.xattr(request)
+            }
             opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT => Ok(Answer::None),
             opcode::DESTROY => Ok(Answer::Bytes(Vec::new())),
             // For OPEN, OPENDIR, FLUSH, ACCESS and others that means: not needed. What would change something never comes
@@ -216,7 +178,7 @@ impl Server {
 
     fn xattr(&self, request: &Request<'_>) -> Result<Answer, Refusal> {
         let asked: GetxattrIn = request.parse()?;
-        let inode = self.inode(request.header.nodeid)?;
+        let inode = self.image.inode(request.header.nodeid)?;
         let listing = request.header.opcode == opcode::LISTXATTR;
         let value = if !inode.has_xattrs() {
             if !listing {
@@ -224,7 +186,7 @@ impl Server {
             }
             Vec::new()
         } else {
-            let xattrs = self.reader.xattrs(&inode)?;
+            let xattrs = self.image.reader.xattrs(&inode)?;
             if listing {
                 let names = xattrs
                     .keys()
@@ -255,20 +217,21 @@ impl Server {
         let asked: ReadIn = request.parse()?;
         let nodeid = request.header.nodeid;
         let file = self
+            .image
             .files
-            .open(nodeid, &self.reader, || self.inode(nodeid))?;
+            .open(nodeid, &self.image.reader, || self.image.inode(nodeid))?;
         let map = &file.map;
         let end = asked
             .offset
             .saturating_add(u64::from(asked.size))
             .min(map.size());
         let range = asked.offset.min(end)..end;
-        let extents = content::extents(&self.reader, map, &range)?;
-        self.ahead.used();
+        let extents = content::extents(&self.image.reader, map, &range)?;
+        self.image.ahead.used();
         let mut missing = extents
             .iter()
             .filter(|(_, extent)| {
-                content::block(extent).is_some_and(|block| !self.reader.is_cached(&block))
+                content::block(extent).is_some_and(|block| !self.image.reader.is_cached(&block))
             })
             .map(|(number, _)| *number);
         let missed = missing.next().is_some();
@@ -280,7 +243,7 @@ impl Server {
         if missed || streak > 0 {
             // What this READ needs comes first; then what the next ones will probably need.
             let behind = extents.last().map_or(0, |(number, _)| number + 1);
-            let further = file.wanted(&self.reader, behind, ahead_count(streak));
+            let further = file.wanted(&self.image.reader, behind, ahead_count(streak));
             let job = |number| Job {
                 file: Arc::clone(&file),
                 number,
@@ -291,7 +254,7 @@ impl Server {
             .iter()
             .map(|(number, extent)| {
                 content::piece(
-                    &self.reader,
+                    &self.image.reader,
                     extent,
                     content::part(map, *number, extent, &range),
                 )
@@ -306,7 +269,7 @@ impl Server {
             if file.hand_out(*number, part.len(), extent.length())
                 && let Extent::Block(block) = extent
             {
-                self.reader.forget_cached(block);
+                self.image.reader.forget_cached(block);
             }
         }
         Ok(Answer::Sent)
@@ -338,12 +301,12 @@ impl Server {
         scope: &'scope Scope<'scope, '_>,
         jobs: impl IntoIterator<Item = Job>,
     ) {
-        if self.ahead.add(jobs) {
+        if self.image.ahead.add(jobs) {
             let started = Builder::new()
                 .stack_size(STACK)
-                .spawn_scoped(scope, move || self.ahead.help(&self.reader));
+                .spawn_scoped(scope, move || self.image.ahead.help(&self.image.reader));
             if started.is_err() {
-                self.ahead.not_started();
+                self.image.ahead.not_started();
             }
         }
     }

@@ -95,7 +95,12 @@ impl Kernel {
             threads,
         };
         let server = std::thread::spawn(move || {
-            serve(device, Reader::open(image, 0).unwrap(), &options, None)
+            serve(
+                move || Some(device),
+                Reader::open(image, 0).unwrap(),
+                &options,
+                None,
+            )
         });
         Self {
             socket: Some(kernel),

@@ -25,6 +25,8 @@ pub struct FileWriter<'a> {
     tail: usize,
     /// Whether [`Writer::fragment`] is where the tail is collected, at its end.
     tail_in_fragment: bool,
+    /// What becomes of blocks.
+    work: Work,
 }
 
 impl<'a> FileWriter<'a> {
@@ -42,7 +44,13 @@ impl<'a> FileWriter<'a> {
             buffer: None,
             tail: tail_size,
             tail_in_fragment,
+            work: Work::Block,
         }
+    }
+
+    /// Stores all further blocks of the file uncompressed: larger, but read without delay.
+    pub fn store_plain(&mut self) {
+        self.work = Work::Plain;
     }
 
     /// Takes the next piece of content.
@@ -281,7 +289,7 @@ impl<'a> FileWriter<'a> {
         if let Some(slot) = self.buffer.take_if(complete) {
             self.writer.cancel.check()?;
             self.writer
-                .submit(|pipeline| pipeline.block(slot, Work::Block))?;
+                .submit(|pipeline| pipeline.block(slot, self.work))?;
         }
         Ok(())
     }

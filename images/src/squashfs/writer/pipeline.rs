@@ -78,6 +78,8 @@ struct Job {
 pub(super) enum Work {
     /// A block of a run.
     Block,
+    /// A block of a run that is not to be compressed.
+    Plain,
     /// A block of a run as another image has it, compressed.
     Compressed,
     /// A block of a run as another image has it, not compressed.
@@ -221,7 +223,9 @@ impl Pipeline {
         let ready = slot.ready.clone();
         self.order(match work {
             Work::Fragment => Order::Fragment(ready),
-            Work::Block | Work::Compressed | Work::Uncompressed => Order::Block(ready),
+            Work::Block | Work::Plain | Work::Compressed | Work::Uncompressed => {
+                Order::Block(ready)
+            }
         })?;
         self.jobs.send(Job { slot, work }).map_err(|_| Gone)
     }
@@ -294,7 +298,8 @@ impl Slot {
         self.outcome = match work {
             Work::Compressed => Outcome::Copied,
             Work::Uncompressed => Outcome::Raw,
-            Work::Block if is_zero(&self.input) => Outcome::Hole,
+            Work::Block | Work::Plain if is_zero(&self.input) => Outcome::Hole,
+            Work::Plain => Outcome::Raw,
             Work::Block | Work::Fragment => {
                 self.output.resize(output_size, 0);
                 match encoder.compress(&self.input, &mut self.output) {
