@@ -64,6 +64,8 @@ pub enum Need {
     Fuse,
     /// A kernel that mounts squashfs files.
     KernelSquashfs,
+    /// A processor of an architecture, as `uname -m` calls it.
+    Machine(&'static str),
 }
 
 impl Need {
@@ -96,6 +98,11 @@ impl Need {
                     .user(session.user())
                     .check();
                 open.err().map(|error| chain(&error))
+            }
+            Self::Machine(name) => {
+                let machine = rustix::system::uname();
+                let machine = machine.machine().to_string_lossy();
+                (machine != name).then(|| format!("the machine is {machine}, not {name}"))
             }
             Self::KernelSquashfs => {
                 let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();

@@ -19,6 +19,7 @@ pub mod extract;
 pub mod image;
 pub mod listing;
 pub mod packages;
+pub mod probe;
 pub mod process;
 pub mod program;
 pub mod pty;

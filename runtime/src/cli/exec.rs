@@ -1,8 +1,9 @@
 //! `cista exec`: run a program in a running container
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
 
-use super::start::{find, program_status};
+use super::start::{find, open_file, program_status};
 use super::{Context, Failure, Outcome, status};
 use crate::config;
 use crate::container::join::{self, JoinError, Request};
@@ -17,6 +18,9 @@ pub(super) struct Args {
     /// Set a variable, or take the host's value
     #[arg(short, long = "env", value_name = "KEY[=VALUE]")]
     env: Vec<OsString>,
+    /// Leave a file open for the program besides 0, 1 and 2, by its number
+    #[arg(long, value_name = "FD", value_parser = open_file)]
+    keep_fd: Vec<RawFd>,
     /// Process number, container (see `list`), or image file that a container was started from
     #[arg(value_name = "PID|NAME")]
     target: OsString,
@@ -57,6 +61,7 @@ fn exec(args: Args, context: &Context) -> Outcome {
         pid: 0,
         environment,
         command: args.command,
+        files: args.keep_fd,
     };
     if let Some(pid) = number(&args.target) {
         request.pid = pid;

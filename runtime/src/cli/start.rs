@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use super::{Context, Failure, Outcome, status};
@@ -13,7 +14,7 @@ use crate::container::named::{Container, ContainerError};
 use crate::container::namespaces::Namespaces;
 use crate::container::program::ProgramError;
 use crate::container::{self, Root, Spec, StartError, environment, fstab};
-use crate::ui;
+use crate::{sys, ui};
 
 /// Start a container or an image
 #[derive(Debug, clap::Args)]
@@ -56,6 +57,9 @@ pub(super) struct Options {
     /// Give it a host name of its own
     #[arg(long)]
     uts: bool,
+    /// Leave a file open for the program besides 0, 1 and 2, by its number: that of PMI for instance
+    #[arg(long, value_name = "FD", value_parser = open_file)]
+    keep_fd: Vec<RawFd>,
     /// Mount something of the host: fields of fstab(5), separated by colons
     #[arg(short, long = "mount", value_name = "FSTAB")]
     mount: Vec<OsString>,
@@ -149,7 +153,22 @@ fn spec(
         mounts,
         environment,
         command,
+        files: options.keep_fd.clone(),
     })
+}
+
+/// Reads the number of an open file.
+pub(super) fn open_file(text: &str) -> Result<RawFd, String> {
+    let fd = text
+        .parse()
+        .map_err(|_| "it is not the number of a file".to_owned())?;
+    if fd > 2 && sys::process::is_open(fd) {
+        Ok(fd)
+    } else if (0..=2).contains(&fd) {
+        Err("0, 1 and 2 are always left open".into())
+    } else {
+        Err("no file of this number is open".into())
+    }
 }
 
 /// The exit status for a program that is not running.

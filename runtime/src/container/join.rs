@@ -11,12 +11,12 @@ use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 use rustix::thread::ThreadNameSpaceType;
 
 use super::environment::Environment;
@@ -37,6 +37,8 @@ pub struct Request {
     pub environment: Vec<(OsString, OsString)>,
     /// The command line.
     pub command: Vec<OsString>,
+    /// Open files that the program gets besides standard input, output and error.
+    pub files: Vec<RawFd>,
 }
 
 /// Why a container cannot be joined.
@@ -121,6 +123,14 @@ pub fn join(request: &Request) -> Result<Infallible, JoinError> {
     let working_directory = target.directory("cwd")?;
     target.check_alive()?;
 
+    // Nobody inside may look at what we still have of the host.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| {
+        JoinError::Enter {
+            pid: request.pid,
+            source: error.into(),
+        }
+    })?;
+
     // One call for all of them: the user namespace first gives the right to enter the others.
     let pid = request.pid;
     rustix::thread::move_into_thread_name_spaces(target.pidfd.as_fd(), flags).map_err(|error| {
@@ -151,7 +161,7 @@ pub fn join(request: &Request) -> Result<Infallible, JoinError> {
         environment.set(name, value);
     }
     sys::sigpipe::restore();
-    sys::process::close_on_exec_above_stderr().map_err(JoinError::CloseFiles)?;
+    sys::process::close_on_exec_but(&request.files).map_err(JoinError::CloseFiles)?;
     privileges::give_up(rustix::process::geteuid().is_root(), is_single)?;
     Err(program::execute(&request.command, &environment, &[]).into())
 }

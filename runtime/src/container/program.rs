@@ -1,8 +1,15 @@
 //! Finding and executing the container's program, as execvp(3) and shells do it.
+//!
+//! Until the program is executed, `/proc/self/exe` leads to the file of `cista` on the host, past every mount and namespace. An image whose program is
+//! that link, or a script that names it as interpreter, would execute `cista` once more, and could then write to the file through the link as
+//! soon as nobody executes it (CVE-2019-5736). Where the caller could write to that file, which an installed one does not allow an ordinary user,
+//! such a program is refused. A file of the same content that was mounted into the container is another way to it and no concern here.
 
-use std::ffi::{CString, OsStr, OsString};
-use std::io;
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::io::{self, Read as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
 use super::environment::{DEFAULT_PATH, Environment};
 use crate::sys::process;
@@ -40,6 +47,7 @@ pub fn execute(line: &[OsString], environment: &Environment, absent: &[OsString]
         return ProgramError::BadArguments;
     };
     let strings = environment.strings();
+    let own = own_program();
 
     // The error of a candidate that exists is kept: a later directory may have the program, and if none has, it says more than "not found".
     let mut failure = None;
@@ -50,6 +58,15 @@ pub fn execute(line: &[OsString], environment: &Environment, absent: &[OsString]
         let Ok(path) = CString::new(candidate.as_bytes()) else {
             continue;
         };
+        if own
+            .as_ref()
+            .is_some_and(|own| leads_to(&path, own, MAX_SCRIPTS))
+        {
+            return ProgramError::CannotExecute {
+                program: candidate.to_string_lossy().into_owned(),
+                source: io::Error::other("it leads out of the container"),
+            };
+        }
         let error = process::execute(&path, &arguments, &strings);
         match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG | libc::ELOOP) => {
@@ -80,6 +97,76 @@ pub fn execute(line: &[OsString], environment: &Environment, absent: &[OsString]
             program: program.to_string_lossy().into_owned(),
         },
     }
+}
+
+/// Interpreters that are scripts themselves, of which the kernel follows five.
+const MAX_SCRIPTS: usize = 6;
+
+/// Longest first line of a script that the kernel looks at, in bytes (`BINPRM_BUF_SIZE`).
+const MAX_SCRIPT_LINE: u64 = 256;
+
+/// A file by its identity and the mount through which it was reached.
+#[derive(Debug, PartialEq, Eq)]
+struct Identity {
+    device: (u32, u32),
+    inode: u64,
+    mount: u64,
+}
+
+impl Identity {
+    fn of(path: &CStr) -> Option<Self> {
+        let flags = StatxFlags::INO | StatxFlags::MNT_ID;
+        let status = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::empty(), flags).ok()?;
+        Some(Self {
+            device: (status.stx_dev_major, status.stx_dev_minor),
+            inode: status.stx_ino,
+            mount: status.stx_mnt_id,
+        })
+    }
+}
+
+/// The file of this program; None where the caller cannot write to it, so that it needs no protection.
+fn own_program() -> Option<Identity> {
+    let path = c"/proc/self/exe";
+    // Not what the real ids may do, which a set-id program would ask, but what we may.
+    rustix::fs::accessat(
+        rustix::fs::CWD,
+        path,
+        rustix::fs::Access::WRITE_OK,
+        AtFlags::EACCESS,
+    )
+    .ok()?;
+    Identity::of(path)
+}
+
+/// Whether executing a path executes a file: the path leads there, or to a script whose interpreter does.
+fn leads_to(path: &CStr, file: &Identity, scripts: usize) -> bool {
+    if Identity::of(path).is_some_and(|found| found == *file) {
+        return true;
+    }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mut line = Vec::new();
+    let read = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(io::Error::from)
+        .and_then(|script| {
+            std::fs::File::from(script)
+                .take(MAX_SCRIPT_LINE)
+                .read_to_end(&mut line)
+        });
+    scripts > 0
+        && read.is_ok()
+        && interpreter(&line).is_some_and(|next| leads_to(&next, file, scripts - 1))
+}
+
+/// The interpreter that the first line of a script names, as the kernel reads it.
+fn interpreter(script: &[u8]) -> Option<CString> {
+    let line = script
+        .strip_prefix(b"#!")?
+        .split(|&byte| byte == b'\n')
+        .next()?;
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t' | 0);
+    let name = line.split(is_blank).find(|word| !word.is_empty())?;
+    CString::new(name).ok()
 }
 
 /// The paths at which a program is tried: itself where it has a slash, otherwise one in each directory of the search path.
@@ -125,6 +212,44 @@ mod tests {
             let mut environment = Environment::default();
             environment.set("PATH", search);
             assert_eq!(candidates(OsStr::new(program), &environment), expected);
+        }
+    }
+
+    #[test]
+    fn interpreters_of_scripts() {
+        for (script, expected) in [
+            (&b"#!/bin/sh\necho"[..], Some(c"/bin/sh")),
+            (b"#! \t/bin/env  -S x\n", Some(c"/bin/env")),
+            (b"#!x", Some(c"x")),
+            (b"#!\n/bin/sh", None),
+            (b"\x7fELF", None),
+            (b"", None),
+        ] {
+            assert_eq!(interpreter(script).as_deref(), expected);
+        }
+    }
+
+    /// The test program is one that the tests may write to, as `cista` is for who has built it.
+    #[test]
+    fn this_program_is_found_behind_links_and_scripts() {
+        let scratch = tempfile::tempdir().unwrap();
+        let own = own_program().expect("who runs the tests has built them");
+        let path = |name: &str| scratch.path().join(name);
+        let leads = |name: &str| {
+            let path = CString::new(path(name).into_os_string().into_vec()).unwrap();
+            leads_to(&path, &own, MAX_SCRIPTS)
+        };
+        std::os::unix::fs::symlink("/proc/self/exe", path("link")).unwrap();
+        std::fs::write(path("script"), "#!/proc/self/exe\n").unwrap();
+        std::fs::write(path("second"), format!("#!{}\n", path("script").display())).unwrap();
+        std::fs::write(path("self"), format!("#!{}\n", path("self").display())).unwrap();
+        std::fs::write(path("plain"), "#!/bin/sh\n").unwrap();
+        std::fs::copy("/proc/self/exe", path("copy")).unwrap();
+        for name in ["link", "script", "second"] {
+            assert!(leads(name), "{name}");
+        }
+        for name in ["self", "plain", "copy", "none"] {
+            assert!(!leads(name), "{name}");
         }
     }
 

@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -47,6 +47,8 @@ pub struct Spec {
     pub environment: Vec<(OsString, OsString)>,
     /// The command line; empty for the image's own.
     pub command: Vec<OsString>,
+    /// Open files that the program gets besides standard input, output and error.
+    pub files: Vec<RawFd>,
 }
 
 /// What becomes the root file system.
@@ -265,7 +267,7 @@ pub fn start(
     lower.reap()?;
     rustix::process::umask(umask);
     sys::sigpipe::restore();
-    sys::process::close_on_exec_above_stderr().map_err(StartError::CloseFiles)?;
+    sys::process::close_on_exec_but(&spec.files).map_err(StartError::CloseFiles)?;
     privileges::give_up(inner_uid == 0, matches!(map, IdMap::Single { .. }))?;
     Err(program::execute(&plan.line, &plan.environment, &plan.absent).into())
 }

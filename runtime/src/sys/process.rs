@@ -163,12 +163,12 @@ fn close_range(first: RawFd, last: RawFd) {
     unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
-/// Marks every file descriptor above standard error to be closed by the next `execve(2)`.
+/// Marks every file descriptor above standard error but those of `keep` to be closed by the next `execve(2)`.
 ///
 /// # Errors
 ///
-/// ENOSYS before Linux 5.11.
-pub fn close_on_exec_above_stderr() -> io::Result<()> {
+/// ENOSYS before Linux 5.11; EBADF where one of `keep` is not open.
+pub fn close_on_exec_but(keep: &[RawFd]) -> io::Result<()> {
     // SAFETY: sets a flag of file descriptors; closes none and passes no pointer.
     let result = unsafe {
         libc::syscall(
@@ -178,11 +178,23 @@ pub fn close_on_exec_above_stderr() -> io::Result<()> {
             libc::CLOSE_RANGE_CLOEXEC,
         )
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+    if result != 0 {
+        return Err(io::Error::last_os_error());
     }
+    for fd in keep {
+        // SAFETY: clears that flag again.
+        if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file descriptor is open.
+#[must_use]
+pub fn is_open(fd: RawFd) -> bool {
+    // SAFETY: asks for the flags of a file descriptor.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
 /// Ends the process at once: no destructors, no exit handlers, no flush of what the parent had buffered.

@@ -13,6 +13,7 @@ mod bad_input;
 mod config;
 mod containers;
 mod enroot;
+mod hardening;
 mod import;
 mod isolation;
 mod join;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         signals::CASES,
         isolation::CASES,
         logins::CASES,
+        hardening::CASES,
         join::CASES,
         namespaces::CASES,
         run::CASES,
