@@ -1,5 +1,6 @@
 //! The command line of `cista`, and everything about running a container.
 //!
+//! - [`check`]: what this machine lacks
 //! - [`cli`]: one file a command
 //! - [`ui`]: the only place that writes to stdout and stderr
 //! - [`config`]: typed settings; the only place that reads the process environment
@@ -8,6 +9,7 @@
 //! - [`fuse`]: serves a squashfs image to the kernel
 //! - [`sys`]: the only place with `unsafe`
 
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod container;

@@ -2,6 +2,7 @@
 //!
 //! Each command has an `Args` (clap) and a `run` that takes them and the [`Context`].
 
+mod check;
 mod config;
 mod create;
 mod digest;
@@ -64,6 +65,7 @@ enum Command {
     List(list::Args),
     Remove(remove::Args),
     Inspect(inspect::Args),
+    Check(check::Args),
     Digest(digest::Args),
     Config(config::Args),
     Login(login::LoginArgs),
@@ -98,6 +100,7 @@ pub fn main() -> ExitCode {
             Command::List(args) => list::run(args, &context),
             Command::Remove(args) => remove::run(args, &context),
             Command::Inspect(args) => inspect::run(args, &context),
+            Command::Check(args) => check::run(args, &context),
             Command::Digest(args) => digest::run(args, &context),
             Command::Config(args) => config::run(args, &context),
             Command::Login(args) => login::login(args, &context),

@@ -13,7 +13,7 @@ use crate::container::mounts::MountError;
 use crate::container::named::{Container, ContainerError};
 use crate::container::namespaces::Namespaces;
 use crate::container::program::ProgramError;
-use crate::container::{self, Root, Spec, StartError, environment, fstab};
+use crate::container::{self, Root, Spec, StartError, environment, fstab, userns_help};
 use crate::{sys, ui};
 
 /// Start a container or an image
@@ -198,7 +198,7 @@ fn hint(error: &StartError) -> Option<String> {
     match error {
         StartError::UserNamespace(
             UserNamespaceError::Create(source) | UserNamespaceError::Map { source, .. },
-        ) => user_namespace_hint(source),
+        ) => userns_help::hint(source),
         StartError::Image(ImageError::Device(source)) => Some(match source.kind() {
             io::ErrorKind::NotFound => {
                 "load the `fuse` kernel module (`modprobe fuse`), or set `CISTA_MOUNT=unpack`".into()
@@ -226,41 +226,4 @@ fn hint(error: &StartError) -> Option<String> {
         }
         _ => None,
     }
-}
-
-/// Which of the kernel's switches keeps users from user namespaces.
-fn user_namespace_hint(source: &io::Error) -> Option<String> {
-    let setting = |name: &str| {
-        std::fs::read_to_string(Path::new("/proc/sys").join(name))
-            .ok()
-            .map(|value| value.trim().to_owned())
-    };
-    if !matches!(
-        source.raw_os_error(),
-        Some(libc::EPERM | libc::ENOSPC | libc::EACCES | libc::EINVAL)
-    ) {
-        return None;
-    }
-    if setting("user/max_user_namespaces").as_deref() == Some("0") {
-        return Some(
-            "user namespaces are off: an administrator can allow them with `sysctl -w user.max_user_namespaces=65536`"
-                .into(),
-        );
-    }
-    if setting("kernel/unprivileged_userns_clone").as_deref() == Some("0") {
-        return Some(
-            "user namespaces are off for users: an administrator can allow them with `sysctl -w kernel.unprivileged_userns_clone=1`"
-                .into(),
-        );
-    }
-    if setting("kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1") {
-        return Some(
-            "AppArmor restricts user namespaces: an administrator can allow them with `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`, \
-             or for this program alone with a profile that has `userns,`"
-                .into(),
-        );
-    }
-    (source.raw_os_error() == Some(libc::ENOSPC)).then(|| {
-        "the limit of user namespaces is reached; `sysctl user.max_user_namespaces` shows it".into()
-    })
 }

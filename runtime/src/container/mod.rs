@@ -13,7 +13,8 @@
 //! - [`usual`], [`devices`], [`home`]: what is put into every root; [`fstab`], [`mounts`]: and how
 //! - [`environment`], [`privileges`] with [`seccomp`], [`program`]: the state and the execution of the program
 //!
-//! Besides: [`named`] containers and their [`export`], those [`running`] and how another program [`join`](mod@join)s them, and [`temporary`] names on disk.
+//! Besides: [`named`] containers and their [`export`], those [`running`] and how another program [`join`](mod@join)s them, [`temporary`] names on disk,
+//! and [`userns_help`].
 
 pub mod accounts;
 pub mod devices;
@@ -40,6 +41,7 @@ pub mod seccomp;
 pub mod seed;
 pub mod start;
 pub mod temporary;
+pub mod userns_help;
 pub mod usual;
 pub mod view;
 

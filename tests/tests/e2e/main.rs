@@ -10,6 +10,7 @@
 )]
 
 mod bad_input;
+mod check;
 mod config;
 mod containers;
 mod enroot;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         isolation::CASES,
         logins::CASES,
         hardening::CASES,
+        check::CASES,
         join::CASES,
         namespaces::CASES,
         run::CASES,
