@@ -3,7 +3,7 @@
 //! It talks to `cista` from outside, as a user would: programs, files, signals. From the bottom up:
 //!
 //! - [`error`], [`program`], [`process`], [`user`], [`packages`]: running real programs as a certain user
-//! - [`registry`], [`image`]: a real registry, with images made of Debian packages
+//! - [`registry`], [`image`]: a real registry, with images made of Debian packages; [`proxy`]: a bad way to it
 //! - [`listing`], [`extract`]: what a tree contains, and an opinion on an image that owes nothing to our code
 //! - [`pty`]: a terminal
 //! - [`environment`]: a directory, a home and a `cista` for one test, which it must leave as it found them
@@ -22,6 +22,7 @@ pub mod packages;
 pub mod probe;
 pub mod process;
 pub mod program;
+pub mod proxy;
 pub mod pty;
 pub mod registry;
 pub mod user;

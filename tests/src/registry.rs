@@ -145,6 +145,12 @@ impl Registry {
         self.address.to_string()
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The reference of an image: `docker://127.0.0.1:PORT/NAME:TAG`.
     #[must_use]
     pub fn uri(&self, name: &str, tag: &str) -> String {

@@ -1,6 +1,6 @@
 //! One repository of a registry: authenticated requests and redirects.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,7 @@ use crate::reference::RegistryReference;
 /// Most redirects that are followed for one request.
 const MAX_REDIRECTS: usize = 5;
 
-/// Most tokens that are asked for in a row before the registry is believed to mean no. More than one, since a token may be used up by
-/// the requests of other threads before it is first used here.
+/// Most tokens that are asked for in a row, none of which was good for anything, before the registry is believed to mean no.
 const MAX_RENEWALS: u32 = 5;
 
 /// Most bytes of an error's body that are read.
@@ -51,6 +50,8 @@ pub(super) struct Client {
     https: Mutex<Option<bool>>,
     identity: Mutex<Identity>,
     answered: AtomicBool,
+    /// How often an introduction was accepted.
+    accepted: AtomicUsize,
 }
 
 /// How we introduce ourselves.
@@ -104,6 +105,7 @@ impl Client {
             https: Mutex::new(None),
             identity: Mutex::default(),
             answered: AtomicBool::new(false),
+            accepted: AtomicUsize::new(0),
         })
     }
 
@@ -175,10 +177,19 @@ impl Client {
     fn authenticated(&self, ask: &Ask) -> Result<Answer, RegistryError> {
         let mut header = self.header()?;
         let mut renewals = 0;
+        let mut accepted = self.accepted.load(Ordering::Relaxed);
         loop {
             let answer = self.any_scheme(ask, header.as_ref())?;
             // What a redirect led to has no say in who we are.
             let is_asked = answer.status == 401 && self.is_registrys(&answer);
+            if !is_asked && header.is_some() {
+                self.accepted.fetch_add(1, Ordering::Relaxed);
+            }
+            // A token that is good for a few requests may be used up by other threads before it is used here.
+            let accepted_now = self.accepted.load(Ordering::Relaxed);
+            if accepted_now != accepted {
+                (accepted, renewals) = (accepted_now, 0);
+            }
             if !is_asked || renewals == MAX_RENEWALS {
                 return Ok(answer);
             }

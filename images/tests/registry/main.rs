@@ -11,6 +11,7 @@
 mod authentication;
 mod distribution;
 mod faults;
+mod hostile;
 mod identity;
 mod image;
 mod local;

@@ -1,75 +1,15 @@
-//! Everything that passes, at once and at random; and the ends of patience.
+//! The ends of patience: what is waited for, and for how long.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cista_images::registry;
 use cista_images::source;
 use cista_images::store::Store;
 
-use crate::image::{Image, Recorder, check, noise, pull, resolve};
+use crate::image::{Image, Recorder, pull, resolve};
 use crate::server::{Reply, Server, quick};
-
-/// Repeatable chance.
-struct Dice(std::vec::IntoIter<u8>);
-
-impl Dice {
-    fn new(seed: u64) -> Self {
-        Self(noise(seed, 1 << 16).into_iter())
-    }
-
-    /// A number below `sides`.
-    fn roll(&mut self, sides: usize) -> usize {
-        let bytes = self.0.by_ref().take(3);
-        bytes.fold(0, |number, byte| number << 8 | usize::from(byte)) % sides
-    }
-}
-
-#[test]
-fn pulls_survive_whatever_passes() {
-    let image = Image::new("amd64", &[900_000, 300_000, 1, 40_000, 700_000]);
-    let size: usize = image
-        .layers
-        .iter()
-        .map(|layer| image.blob(*layer).len())
-        .sum();
-    for seed in 0..30 {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Arc::new(Store::open(directory.path()).unwrap());
-        let dice = Mutex::new(Dice::new(seed + 1));
-        let sent = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&sent);
-        let server = Server::of(&image, move |request, mut reply| {
-            let mut dice = dice.lock().unwrap();
-            match dice.roll(8) {
-                0 => return Reply::status(500),
-                1 => return Reply::status(429).with("retry-after", "0"),
-                2 | 3 if !reply.body.is_empty() => reply.cut = Some(dice.roll(reply.body.len())),
-                4 => reply.drip = Some(Duration::from_millis(1)),
-                5 => reply.endless = true,
-                _ => {}
-            }
-            if request.is_blob() {
-                counted.fetch_add(reply.cut.unwrap_or(reply.body.len()), Ordering::SeqCst);
-            }
-            reply
-        });
-        let settings = registry::Settings {
-            retries: 20,
-            retry_delay: Duration::from_micros(100),
-            ..quick()
-        };
-        let source = server.source(settings, (seed % 2 == 0).then_some(&store));
-        match pull(source.as_ref(), &Recorder::default()) {
-            Ok((resolved, layers)) => check(&image, &resolved, &layers),
-            Err(error) => panic!("seed {seed}: {error}"),
-        }
-        // What had come was not asked for again. Configs are blobs too, and may be begun anew.
-        let sent = sent.load(Ordering::SeqCst);
-        assert!(sent < size + size / 20, "seed {seed}: {sent} for {size}");
-    }
-}
 
 #[test]
 fn a_byte_at_a_time_is_no_progress() {

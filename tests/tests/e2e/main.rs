@@ -25,6 +25,7 @@ mod run;
 mod signals;
 mod start;
 mod store;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ use cista_tests::environment::Session;
 fn main() -> ExitCode {
     let cases = [
         import::CASES,
+        transfer::CASES,
         bad_input::CASES,
         oracle::CASES,
         start::CASES,

@@ -8,6 +8,7 @@ mod measure;
 mod read;
 mod start;
 mod table;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -19,10 +20,10 @@ use cista_tests::packages::{BENCHES, DEMO};
 use crate::{Outcome, machine, say};
 use table::Table;
 
-/// Measure import, start and read against other programs, side by side
+/// Measure import, start, read and transfer against other programs, side by side
 ///
 /// Prints Markdown tables of medians and ratios. Holds the release build against tar2sqfs, bubblewrap, squashfuse, the
-/// kernel's squashfs, and enroot where it is on PATH.
+/// kernel's squashfs, curl, and enroot where it is on PATH.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// What to measure
@@ -44,6 +45,8 @@ enum What {
     Start,
     /// Reading files of an image through its mount
     Read,
+    /// The way from a registry that is far away
+    Transfer,
     /// All of them
     All,
 }
@@ -55,10 +58,11 @@ pub(crate) fn run(args: &Args) -> Outcome {
     machine::prepare(&[DEMO, BENCHES]);
     machine::build(Profile::Release)?;
     let session = Session::start(Profile::Release, say)?;
-    let benches: [(What, &str, Bench); 3] = [
+    let benches: [(What, &str, Bench); 4] = [
         (What::Import, "import", import::run),
         (What::Start, "start", start::run),
         (What::Read, "read", read::run),
+        (What::Transfer, "transfer", transfer::run),
     ];
     let machine = table::machine();
     println!("{machine}\n");
