@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Context, Failure, Outcome, status};
 use crate::config;
+use crate::container::additions::Additions;
 use crate::container::identity_map::UserNamespaceError;
 use crate::container::image::ImageError;
 use crate::container::mounts::MountError;
@@ -151,6 +152,7 @@ fn spec(
         }
         .or(context.config.namespaces),
         mounts,
+        additions: Additions::load(&context.config.sources)?,
         environment,
         command,
         files: options.keep_fd.clone(),

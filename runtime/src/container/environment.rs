@@ -62,13 +62,29 @@ impl Environment {
         }
     }
 
-    /// Sets what the lines of an image's `/etc/environment` say, `${NAME}` being replaced by the host's variable of that name.
+    /// Sets what the lines of an image's `/etc/environment` or of an `environ.d/*.env` say, `${NAME}` being replaced by the host's variable
+    /// of that name. Quotes around a whole value are taken off. What is no assignment, or of a name that is ours, is left out.
     pub fn set_lines(&mut self, file: &[u8], host: impl Fn(&OsStr) -> Option<OsString>) {
         for line in file.split(|&byte| byte == b'\n') {
-            if let Some((name, value)) = split(line.trim_ascii_start()) {
-                self.set(OsStr::from_bytes(name), substitute(value, &host));
+            if let Some((name, value)) = split(line.trim_ascii_start())
+                && !is_reserved(name)
+            {
+                let value = substitute(without_quotes(value), &host);
+                self.set(OsStr::from_bytes(name), value);
             }
         }
+    }
+
+    /// Removes a variable.
+    pub fn remove(&mut self, name: &OsStr) {
+        self.0.remove(name);
+    }
+
+    /// The variables in the order of names.
+    pub fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        self.0
+            .iter()
+            .map(|(name, value)| (name.as_os_str(), value.as_os_str()))
     }
 
     /// `NAME=VALUE` strings for execve(2), in the order of names.
@@ -116,6 +132,19 @@ fn split(assignment: &[u8]) -> Option<(&[u8], &[u8])> {
     is_name(name).then_some((name, &assignment[at + 1..]))
 }
 
+/// Settings, which are for the program that starts a container and may be secrets.
+fn is_reserved(name: &[u8]) -> bool {
+    name.starts_with(b"ENROOT_") || name.starts_with(b"CISTA_")
+}
+
+fn without_quotes(value: &[u8]) -> &[u8] {
+    let trimmed = value.trim_ascii_end();
+    match trimmed {
+        [b'"' | b'\'', inside @ .., b'"' | b'\''] => inside,
+        _ => value,
+    }
+}
+
 fn is_name(name: &[u8]) -> bool {
     !name.is_empty()
         && !name[0].is_ascii_digit()
@@ -125,7 +154,8 @@ fn is_name(name: &[u8]) -> bool {
 }
 
 /// Replaces `${NAME}` by the host's variable; one that is not set is empty.
-fn substitute(value: &[u8], host: &impl Fn(&OsStr) -> Option<OsString>) -> OsString {
+#[must_use]
+pub fn substitute(value: &[u8], host: &impl Fn(&OsStr) -> Option<OsString>) -> OsString {
     let mut result = Vec::with_capacity(value.len());
     let mut rest = value;
     while let Some((&byte, after)) = rest.split_first() {
@@ -179,7 +209,7 @@ mod tests {
     fn lines_of_an_image() {
         let mut environment = Environment::default();
         environment.set_lines(
-            b"PATH=/bin\n# comment\nX=a${DISPLAY}b${NONE}c${not a name}$HOME\n\nbad line\nPATH=/usr/bin",
+            b"PATH=/bin\n# comment\nQ=\"a b\" \n  R='c'\nS=\"\nENROOT_X=1\nCISTA_X=1\nX=a${DISPLAY}b${NONE}c${not a name}$HOME\n\nbad line\nPATH=/usr/bin",
             host,
         );
         environment.set_default("PATH", "/no");
@@ -189,6 +219,9 @@ mod tests {
             [
                 c"HOME=/root",
                 c"PATH=/usr/bin",
+                c"Q=a b",
+                c"R=c",
+                c"S=\"",
                 c"X=a:0bc${not a name}$HOME"
             ]
             .map(CString::from)

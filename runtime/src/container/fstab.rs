@@ -3,24 +3,32 @@
 //! - The target is a path below the container's root; the source a path of the host (relative to the working directory) or a type's name.
 //! - Fields may be left out where it is clear: `/src /dst` is a bind mount with `rbind,x-create=auto`, `tmpfs /dst` a tmpfs, and a third
 //!   field that is a list of options stands for them.
-//! - `x-create=dir|file|auto` makes the mount point, `x-detach` unmounts it, `nofail` makes a failure a warning and
-//!   `silent` says nothing of it.
-//! - `fs_freq` is ignored; `fs_passno` orders the mounts: those with -1 come before the hooks.
+//! - `x-create=dir|file|auto` makes the mount point, `x-move` moves a mount, `x-detach` unmounts it, `nofail` makes a failure a warning
+//!   and `silent` says nothing of it.
+//! - In files `${NAME}` is the host's variable of that name, and nothing where it is not set. It is put in when the fields are known: a value
+//!   with a blank stays one field. `${ENROOT_ROOTFS}` (or `${CISTA_ROOTFS}`) before a source makes it a path of the container.
+//! - Octal escapes such as `\\040` stand for what cannot stand in a field.
+//! - `fs_freq` is ignored; `fs_passno` orders the mounts: those with -1 come before the hooks, the others after them.
+//! - `sync`, `dirsync`, `lazytime` and their like are the file system's, not the mount's: they count for new file systems.
 //! - On the command line the fields are separated by colons: `-m SRC:DST:TYPE:OPTIONS`.
 //!
-//! This module only parses: [`parse_line`] for a line of a file, [`parse_option`] for the command line.
+//! This module only parses: [`parse_file`] for a file, [`parse_line`] for a line of it, [`parse_option`] for the command line.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::mount::MountAttrFlags;
+
+use super::environment;
 
 /// A mount that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// What is mounted: a path of the host, or for a new file system what `mount` shows as its source.
     pub source: PathBuf,
+    /// Whether the source is a path of the container instead.
+    pub is_inside: bool,
     /// Where: a path below the container's root.
     pub target: PathBuf,
     /// How.
@@ -37,6 +45,32 @@ pub struct Entry {
     pub silent: bool,
     /// `fs_passno`.
     pub pass: i32,
+    /// How mounts at the source and the target reach each other; None to leave that as it is.
+    pub propagation: Option<Propagation>,
+    /// The file and line that it stands in; None for the command line and for our own.
+    pub place: Option<String>,
+}
+
+/// Propagation of mounts (mount_namespaces(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Propagation {
+    /// Which.
+    pub kind: PropagationKind,
+    /// Whether it is set for what is mounted below too.
+    pub recursive: bool,
+}
+
+/// How mounts reach each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PropagationKind {
+    /// Not at all.
+    Private,
+    /// From the source to the target.
+    Slave,
+    /// Both ways, among what this container mounts.
+    Shared,
+    /// Not at all, and it cannot be bound elsewhere.
+    Unbindable,
 }
 
 /// How something is mounted.
@@ -54,6 +88,8 @@ pub enum Kind {
         /// Options that are not mount(8)'s own: a name and perhaps a value.
         options: Vec<(OsString, Option<OsString>)>,
     },
+    /// The mount at the source, moved.
+    Move,
     /// New flags for what is mounted at the target.
     Remount,
     /// Nothing more is mounted at the target.
@@ -96,13 +132,23 @@ pub enum FstabError {
         /// The field.
         field: String,
     },
-    /// An option that is known and not possible here.
-    #[error("mount `{entry}`: option `{option}` is not supported")]
-    Unsupported {
+    /// Two options that exclude each other.
+    #[error("mount `{entry}`: options `{one}` and `{other}` exclude each other")]
+    Conflict {
         /// The entry.
         entry: String,
-        /// The option.
-        option: String,
+        /// One option.
+        one: &'static str,
+        /// The other.
+        other: &'static str,
+    },
+    /// A line of a file.
+    #[error("{place}: {source}")]
+    Line {
+        /// The file and the line.
+        place: String,
+        /// What is wrong with it.
+        source: Box<FstabError>,
     },
     /// A bind mount takes no options of a file system.
     #[error("mount `{entry}`: unknown option `{option}`")]
@@ -121,15 +167,21 @@ enum Meaning {
     Bind {
         recursive: bool,
     },
+    Move,
     Remount,
     Detach,
     Create(CreateOption),
     NoFail,
-    Silent,
+    Silent(bool),
+    Propagation(Propagation),
+    /// For new file systems only.
+    Filesystem,
     /// Accepted, and without effect here: a note for other programs, or what is so anyway.
     Nothing,
-    /// Known to mount(8), and not possible here.
-    Unsupported,
+}
+
+const fn propagation(kind: PropagationKind, recursive: bool) -> Meaning {
+    Meaning::Propagation(Propagation { kind, recursive })
 }
 
 /// The options that do not belong to one type of file system.
@@ -150,24 +202,68 @@ fn meaning(option: &[u8]) -> Option<Meaning> {
         b"bind" => Meaning::Bind { recursive: false },
         b"rbind" => Meaning::Bind { recursive: true },
         b"remount" => Meaning::Remount,
+        b"nosymfollow" => Meaning::Set(MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW),
+        b"symfollow" => Meaning::Clear(MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW),
+        b"private" => propagation(PropagationKind::Private, false),
+        b"rprivate" => propagation(PropagationKind::Private, true),
+        b"slave" => propagation(PropagationKind::Slave, false),
+        b"rslave" => propagation(PropagationKind::Slave, true),
+        b"shared" => propagation(PropagationKind::Shared, false),
+        b"rshared" => propagation(PropagationKind::Shared, true),
+        b"unbindable" => propagation(PropagationKind::Unbindable, false),
+        b"runbindable" => propagation(PropagationKind::Unbindable, true),
+        b"sync" | b"dirsync" | b"mand" | b"iversion" | b"lazytime" => Meaning::Filesystem,
+        b"x-move" => Meaning::Move,
         b"x-detach" => Meaning::Detach,
         b"x-create=dir" => Meaning::Create(CreateOption::Directory),
         b"x-create=file" => Meaning::Create(CreateOption::File),
         b"x-create=auto" => Meaning::Create(CreateOption::Auto),
         b"nofail" => Meaning::NoFail,
-        b"silent" => Meaning::Silent,
-        // Times are kept as on the source unless said otherwise; nothing that is mounted here reaches another namespace, so propagation
-        // among copies that nobody makes has no effect.
+        b"silent" => Meaning::Silent(true),
+        b"loud" => Meaning::Silent(false),
+        // Times are kept as on the source unless said otherwise.
         b"" | b"defaults" | b"auto" | b"noauto" | b"user" | b"nouser" | b"users" | b"nousers"
-        | b"owner" | b"noowner" | b"group" | b"nogroup" | b"_netdev" | b"loud" | b"atime"
-        | b"relatime" | b"norelatime" | b"nostrictatime" | b"async" | b"nomand" | b"noiversion"
-        | b"nolazytime" | b"private" | b"rprivate" | b"slave" | b"rslave" | b"shared"
-        | b"rshared" | b"unbindable" | b"runbindable" => Meaning::Nothing,
-        b"sync" | b"dirsync" | b"mand" | b"iversion" | b"lazytime" | b"x-move" => {
-            Meaning::Unsupported
-        }
+        | b"owner" | b"noowner" | b"group" | b"nogroup" | b"_netdev" | b"atime" | b"relatime"
+        | b"norelatime" | b"nostrictatime" | b"async" | b"nomand" | b"noiversion"
+        | b"nolazytime" => Meaning::Nothing,
         _ => return None,
     })
+}
+
+/// The values of `${NAME}` in files.
+pub type Variables<'a> = &'a dyn Fn(&OsStr) -> Option<OsString>;
+
+/// Names that stand for the container's root, before a source.
+const ROOTS: [&[u8]; 2] = [b"${ENROOT_ROOTFS}", b"${CISTA_ROOTFS}"];
+
+/// Parses a file; every entry and every error has its place. `path` is only shown.
+///
+/// # Errors
+///
+/// The first line that is not understood.
+pub fn parse_file(
+    path: &Path,
+    text: &[u8],
+    variables: Variables<'_>,
+) -> Result<Vec<Entry>, FstabError> {
+    let mut entries = Vec::new();
+    for (number, line) in text.split(|&byte| byte == b'\n').enumerate() {
+        let place = || format!("{}:{}", path.display(), number + 1);
+        match parse_line(line, variables) {
+            Ok(None) => {}
+            Ok(Some(entry)) => entries.push(Entry {
+                place: Some(place()),
+                ..entry
+            }),
+            Err(error) => {
+                return Err(FstabError::Line {
+                    place: place(),
+                    source: Box::new(error),
+                });
+            }
+        }
+    }
+    Ok(entries)
 }
 
 /// Parses a line of an fstab file; None for an empty line or a comment.
@@ -175,17 +271,35 @@ fn meaning(option: &[u8]) -> Option<Meaning> {
 /// # Errors
 ///
 /// An entry that is not understood.
-pub fn parse_line(line: &[u8]) -> Result<Option<Entry>, FstabError> {
+pub fn parse_line(line: &[u8], variables: Variables<'_>) -> Result<Option<Entry>, FstabError> {
     let line = line.trim_ascii();
     if line.is_empty() || line.starts_with(b"#") {
         return Ok(None);
     }
+    let mut is_inside = false;
     let fields: Vec<Vec<u8>> = line
         .split(u8::is_ascii_whitespace)
         .filter(|field| !field.is_empty())
-        .map(unescape)
+        .enumerate()
+        .map(|(number, field)| {
+            let inside = ROOTS
+                .iter()
+                .find_map(|root| field.strip_prefix(*root))
+                .filter(|_| number == 0);
+            is_inside |= inside.is_some();
+            substitute(unescape(inside.unwrap_or(field)), variables)
+        })
         .collect();
-    entry(line, fields).map(Some)
+    let entry = entry(line, fields)?;
+    Ok(Some(Entry { is_inside, ..entry }))
+}
+
+/// Replaces `${NAME}`.
+fn substitute(field: Vec<u8>, variables: Variables<'_>) -> Vec<u8> {
+    if field.contains(&b'$') {
+        return environment::substitute(&field, &variables).into_vec();
+    }
+    field
 }
 
 /// Parses a mount of the command line, its fields separated by colons.
@@ -231,6 +345,7 @@ fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
 
     let mut entry = Entry {
         source: OsString::from_vec(source).into(),
+        is_inside: false,
         target: OsString::from_vec(target).into(),
         kind: Kind::Bind { recursive: false },
         create: CreateOption::No,
@@ -239,8 +354,11 @@ fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
         optional: false,
         silent: false,
         pass,
+        propagation: None,
+        place: None,
     };
-    let (mut bind, mut remount, mut detach) = (None, false, false);
+    let (mut bind, mut remount, mut detach, mut moves) = (None, false, false, false);
+    let mut for_filesystem = Vec::new();
     let mut own = Vec::new();
     for option in options.split(|&byte| byte == b',') {
         match meaning(option) {
@@ -253,24 +371,40 @@ fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
                 entry.set &= !flag;
             }
             Some(Meaning::Bind { recursive }) => bind = Some(bind.unwrap_or(false) || recursive),
+            Some(Meaning::Move) => moves = true,
+            Some(Meaning::Filesystem) => for_filesystem.push(option),
+            Some(Meaning::Propagation(propagation)) => entry.propagation = Some(propagation),
             Some(Meaning::Remount) => remount = true,
             Some(Meaning::Detach) => detach = true,
             Some(Meaning::Create(create)) => entry.create = create,
             Some(Meaning::NoFail) => entry.optional = true,
-            Some(Meaning::Silent) => entry.silent = true,
+            Some(Meaning::Silent(silent)) => entry.silent = silent,
             Some(Meaning::Nothing) => {}
-            Some(Meaning::Unsupported) => {
-                return Err(FstabError::Unsupported {
-                    entry: shown(),
-                    option: String::from_utf8_lossy(option).into_owned(),
-                });
-            }
             // Notes for other programs, by fstab(5)'s convention.
             None if option.starts_with(b"x-") || option.starts_with(b"X-") => {}
             None => own.push(option),
         }
     }
-    let takes_own = !detach && !remount && bind.is_none();
+    let exclusive = [
+        (moves, "x-move"),
+        (detach, "x-detach"),
+        (bind.is_some() && !remount, "bind"),
+    ];
+    let mut chosen = exclusive.iter().filter(|(is_chosen, _)| *is_chosen);
+    if let (Some((_, one)), Some((_, other))) = (chosen.next(), chosen.next()) {
+        return Err(FstabError::Conflict {
+            entry: shown(),
+            one,
+            other,
+        });
+    }
+    // Only a new propagation, for what is mounted at the target already.
+    let is_change = entry.propagation.is_some()
+        && bind.is_none()
+        && matches!(&kind[..], b"" | b"none")
+        && !moves
+        && !detach;
+    let takes_own = !detach && !remount && !moves && !is_change && bind.is_none();
     if let Some(option) = own.first().filter(|_| !takes_own) {
         return Err(FstabError::UnknownOption {
             entry: shown(),
@@ -279,7 +413,9 @@ fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
     }
     entry.kind = if detach {
         Kind::Detach
-    } else if remount {
+    } else if moves {
+        Kind::Move
+    } else if remount || is_change {
         Kind::Remount
     } else if let Some(recursive) = bind {
         Kind::Bind { recursive }
@@ -288,6 +424,7 @@ fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
             name: OsString::from_vec(kind),
             options: own
                 .into_iter()
+                .chain(for_filesystem)
                 .map(
                     |option| match option.iter().position(|&byte| byte == b'=') {
                         Some(at) => (
@@ -331,9 +468,18 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    fn variables(name: &OsStr) -> Option<OsString> {
+        (name == "HERE").then(|| "/a b".into())
+    }
+
+    fn parse_line(line: &[u8]) -> Result<Option<Entry>, FstabError> {
+        super::parse_line(line, &variables)
+    }
+
     fn bind(source: &str, target: &str, recursive: bool, create: CreateOption) -> Entry {
         Entry {
             source: source.into(),
+            is_inside: false,
             target: target.into(),
             kind: Kind::Bind { recursive },
             create,
@@ -342,6 +488,8 @@ mod tests {
             optional: false,
             silent: false,
             pass: 0,
+            propagation: None,
+            place: None,
         }
     }
 
@@ -451,8 +599,8 @@ mod tests {
                 "mount `/a /b none bind,wrong`: unknown option `wrong`",
             ),
             (
-                "/a /b none x-move",
-                "mount `/a /b none x-move`: option `x-move` is not supported",
+                "/a /b none x-move,bind",
+                "mount `/a /b none x-move,bind`: options `x-move` and `bind` exclude each other",
             ),
         ] {
             assert_eq!(
@@ -460,5 +608,72 @@ mod tests {
                 expected
             );
         }
+    }
+
+    #[test]
+    fn variables_stay_in_their_field() {
+        for (line, expected) in [
+            (
+                "${HERE}/x /m bind",
+                bind("/a b/x", "/m", false, CreateOption::No),
+            ),
+            (
+                "/x /m${HERE} bind",
+                bind("/x", "/m/a b", false, CreateOption::No),
+            ),
+            (
+                "/${NONE}x /m bind",
+                bind("/x", "/m", false, CreateOption::No),
+            ),
+            (
+                "/$HERE /m bind",
+                bind("/$HERE", "/m", false, CreateOption::No),
+            ),
+            (
+                "${ENROOT_ROOTFS}/v /v none x-create=dir,bind",
+                Entry {
+                    is_inside: true,
+                    ..bind("/v", "/v", false, CreateOption::Directory)
+                },
+            ),
+        ] {
+            assert_eq!(
+                parse_line(line.as_bytes()).unwrap().unwrap(),
+                expected,
+                "{line}"
+            );
+        }
+        assert!(parse_line(b"${NONE} /m bind").is_err());
+    }
+
+    #[test]
+    fn options_of_file_systems_and_of_mounts() {
+        let entry = parse_line(b"tmpfs /t tmpfs sync,lazytime,size=1M")
+            .unwrap()
+            .unwrap();
+        assert!(matches!(entry.kind, Kind::Filesystem { options, .. } if options.len() == 3));
+        let entry = parse_line(b"/a /b none rbind,sync,rslave,silent,loud")
+            .unwrap()
+            .unwrap();
+        assert_eq!(entry.kind, Kind::Bind { recursive: true });
+        assert!(!entry.silent);
+        let slave = Propagation {
+            kind: PropagationKind::Slave,
+            recursive: true,
+        };
+        assert_eq!(entry.propagation, Some(slave));
+        let entry = parse_line(b"none /b none private").unwrap().unwrap();
+        assert_eq!(entry.kind, Kind::Remount);
+        let entry = parse_line(b"/a /b none x-move").unwrap().unwrap();
+        assert_eq!(entry.kind, Kind::Move);
+    }
+
+    #[test]
+    fn places_in_files() {
+        let text = b"# one\n/a /b bind\n\n/c\n";
+        let error = parse_file(Path::new("/f.fstab"), text, &variables).unwrap_err();
+        assert_eq!(error.to_string(), "/f.fstab:4: mount `/c` has no target");
+        let entries = parse_file(Path::new("/f.fstab"), &text[..17], &variables).unwrap();
+        assert_eq!(entries[0].place.as_deref(), Some("/f.fstab:2"));
     }
 }

@@ -11,12 +11,14 @@
 //! - [`layers`]: the root file system above it, with its upper layer filled by a [`seed`]
 //! - [`rootfs`]: paths below that root, resolved as the container will
 //! - [`usual`], [`devices`], [`home`]: what is put into every root; [`fstab`], [`mounts`]: and how
+//! - [`additions`]: what the administrator, the user and the image add to all that
 //! - [`environment`], [`privileges`] with [`seccomp`], [`program`]: the state and the execution of the program
 //!
 //! Besides: [`named`] containers and their [`export`], those [`running`] and how another program [`join`](mod@join)s them, [`temporary`] names on disk,
 //! and [`userns_help`].
 
 pub mod accounts;
+pub mod additions;
 pub mod devices;
 pub mod environment;
 pub mod export;

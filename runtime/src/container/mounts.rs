@@ -14,7 +14,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
-use super::fstab::{CreateOption, Entry, Kind};
+use super::fstab::{CreateOption, Entry, Kind, PropagationKind};
 use super::rootfs::{Create, Rootfs};
 use crate::sys;
 
@@ -22,9 +22,9 @@ use crate::sys;
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// The source of a bind mount cannot be used.
-    #[error("cannot use `{path}` of the host as the source of a mount")]
+    #[error("cannot use `{path}` as the source of a mount")]
     Source {
-        /// Path on the host.
+        /// Path on the host, or in the container where it is to come from there.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
@@ -151,22 +151,27 @@ pub fn attach(mount: impl AsFd, target: impl AsFd) -> rustix::io::Result<()> {
     )
 }
 
-/// What an entry mounts, taken from the host as a detached copy; None for an entry that mounts nothing of the host. Relative paths start at the
+/// What an entry mounts, taken from the host as a detached copy, or as it is where it is to be moved; None for an entry that mounts nothing of the host. Relative paths start at the
 /// working directory.
 ///
 /// # Errors
 ///
 /// The source cannot be used.
 pub fn source(entry: &Entry) -> Result<Option<OwnedFd>, MountError> {
-    let Kind::Bind { recursive } = entry.kind else {
-        return Ok(None);
+    let taken = match entry.kind {
+        Kind::Bind { recursive } if !entry.is_inside => {
+            clone(rustix::fs::CWD, &entry.source, recursive)
+        }
+        Kind::Move if !entry.is_inside => {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            rustix::fs::open(&entry.source, flags, rustix::fs::Mode::empty())
+        }
+        _ => return Ok(None),
     };
-    clone(rustix::fs::CWD, &entry.source, recursive)
-        .map(Some)
-        .map_err(|error| MountError::Source {
-            path: entry.source.clone(),
-            source: error.into(),
-        })
+    taken.map(Some).map_err(|error| MountError::Source {
+        path: entry.source.clone(),
+        source: error.into(),
+    })
 }
 
 /// Mounts things below the root of a container.
@@ -184,10 +189,20 @@ impl Mounter<'_> {
     /// The step that failed; whether that matters is the caller's to decide, by [`Entry::optional`].
     pub fn mount(&self, entry: &Entry, source: Option<OwnedFd>) -> Result<(), MountError> {
         match &entry.kind {
-            Kind::Bind { recursive } => match source {
-                Some(mount) => self.place(mount, entry, *recursive),
-                None => Ok(()),
-            },
+            Kind::Bind { recursive } => {
+                let mount = match source {
+                    Some(mount) => mount,
+                    None => self.inside(entry, *recursive)?,
+                };
+                self.place(mount, entry, *recursive)
+            }
+            Kind::Move => {
+                let mount = match source {
+                    Some(mount) => mount,
+                    None => self.open_inside(entry)?,
+                };
+                self.place_with_flags_set(mount, entry)
+            }
             Kind::Filesystem { name, options } => {
                 let name = name.to_string_lossy();
                 let own = options
@@ -199,7 +214,8 @@ impl Mounter<'_> {
             }
             Kind::Remount => {
                 let target = self.target(entry, None)?;
-                self.set_flags(&target, entry, false)
+                self.set_flags(&target, entry, false)?;
+                self.set_propagation(&target, entry)
             }
             Kind::Detach => {
                 let target = self.target(entry, None)?;
@@ -232,6 +248,47 @@ impl Mounter<'_> {
         attach(&mount, &target).map_err(|error| MountError::Attach {
             path: entry.target.clone(),
             source: error.into(),
+        })?;
+        self.set_propagation(&mount, entry)
+    }
+
+    /// A detached copy of a part of the container itself, made where it is missing and the target is to be made too: a directory that keeps
+    /// being writable when the root is not, for instance.
+    fn inside(&self, entry: &Entry, recursive: bool) -> Result<OwnedFd, MountError> {
+        if entry.create != CreateOption::No && entry.source == entry.target {
+            self.target(entry, None)?;
+        }
+        let source = self.open_inside(entry)?;
+        clone(&source, Path::new(""), recursive).map_err(|error| MountError::Source {
+            path: entry.source.clone(),
+            source: error.into(),
+        })
+    }
+
+    fn open_inside(&self, entry: &Entry) -> Result<OwnedFd, MountError> {
+        self.rootfs
+            .open(&entry.source, OFlags::PATH)
+            .map_err(|source| MountError::Source {
+                path: entry.source.clone(),
+                source,
+            })
+    }
+
+    fn set_propagation(&self, mount: &OwnedFd, entry: &Entry) -> Result<(), MountError> {
+        let Some(propagation) = entry.propagation else {
+            return Ok(());
+        };
+        let kind = match propagation.kind {
+            PropagationKind::Private => sys::mount::Propagation::Private,
+            PropagationKind::Slave => sys::mount::Propagation::Slave,
+            PropagationKind::Shared => sys::mount::Propagation::Shared,
+            PropagationKind::Unbindable => sys::mount::Propagation::Unbindable,
+        };
+        sys::mount::set_propagation(mount, kind, propagation.recursive).map_err(|source| {
+            MountError::Flags {
+                path: entry.target.clone(),
+                source,
+            }
         })
     }
 

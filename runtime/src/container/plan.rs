@@ -86,12 +86,17 @@ pub enum PlanError {
 }
 
 impl Plan {
-    /// Plans for an image that nothing has changed, before it is mounted.
+    /// Plans for an image that nothing has changed, before it is mounted; `is_all` where nothing else will be mounted or run.
     ///
     /// # Errors
     ///
     /// A file of the image that cannot be read or understood.
-    pub fn for_image(spec: &Spec, reader: &Reader, identity: &Identity) -> Result<Self, PlanError> {
+    pub fn for_image(
+        spec: &Spec,
+        reader: &Reader,
+        identity: &Identity,
+        is_all: bool,
+    ) -> Result<Self, PlanError> {
         let mut plan = Self::for_view(spec, View::Image(reader), identity, false)?;
         let mut seed = Seed::default();
         // What finds no place is left to the mounted root, where the error is told if there is one.
@@ -108,7 +113,10 @@ impl Plan {
         if home::is_possible(&plan.home) {
             let _ = seed.home(reader, &plan.home, Path::new(home::SKELETON));
         }
-        (plan.absent, plan.program) = look_for_program(spec, &plan, reader, &seed);
+        // Something mounted may be anywhere.
+        if is_all {
+            (plan.absent, plan.program) = look_for_program(&plan, reader, &seed);
+        }
         plan.seed = Some(seed);
         Ok(plan)
     }
@@ -169,6 +177,9 @@ fn environment(spec: &Spec, facts: &Facts, identity: &Identity, shell: &[u8]) ->
     if let Some(terminal) = host_variable(OsStr::new("TERM")) {
         environment.set("TERM", terminal);
     }
+    for file in &spec.additions.environment {
+        environment.set_lines(file, host_variable);
+    }
     for (name, value) in &spec.environment {
         environment.set(name, value);
     }
@@ -182,15 +193,9 @@ fn environment(spec: &Spec, facts: &Facts, identity: &Identity, shell: &[u8]) ->
 
 /// The places of the search path at which an image certainly has no such program, since asking a mounted image for them takes its time, and the first
 /// place at which it has one.
-fn look_for_program(
-    spec: &Spec,
-    plan: &Plan,
-    reader: &Reader,
-    seed: &Seed,
-) -> (Vec<OsString>, Option<PathBuf>) {
+fn look_for_program(plan: &Plan, reader: &Reader, seed: &Seed) -> (Vec<OsString>, Option<PathBuf>) {
     let mut absent = Vec::new();
-    // Something mounted may be anywhere.
-    let Some(program) = plan.line.first().filter(|_| spec.mounts.is_empty()) else {
+    let Some(program) = plan.line.first() else {
         return (absent, None);
     };
     for candidate in program::candidates(program, &plan.environment) {

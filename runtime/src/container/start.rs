@@ -13,6 +13,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 
 use super::accounts;
+use super::additions::{self, Additions, AdditionsError};
 use super::fstab::Entry;
 use super::identity_map::{self, IdMap, UserNamespaceError};
 use super::image::{self, ImageError, Lower};
@@ -43,6 +44,8 @@ pub struct Spec {
     pub namespaces: Namespaces,
     /// Mounts besides the usual ones, in order.
     pub mounts: Vec<Entry>,
+    /// What is added to every container.
+    pub additions: Additions,
     /// Variables that win over the image's.
     pub environment: Vec<(OsString, OsString)>,
     /// The command line; empty for the image's own.
@@ -98,6 +101,17 @@ pub enum StartError {
     /// A mount failed.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// What is added to every container cannot be used.
+    #[error(transparent)]
+    Additions(#[from] AdditionsError),
+    /// A mount of a file failed.
+    #[error("{place}")]
+    Entry {
+        /// The file and line.
+        place: String,
+        /// What went wrong.
+        source: MountError,
+    },
     /// The root could not be made read-only.
     #[error("cannot make the root file system read-only")]
     ReadOnly(#[source] io::Error),
@@ -159,11 +173,20 @@ pub fn start(
         _ => None,
     };
 
+    // What is mounted besides the usual: by the image, the administrator, the user, the command line.
+    let mut entries = additions::image_mounts(&spec.root, &source)?;
+    entries.extend_from_slice(&spec.additions.mounts);
+    entries.extend_from_slice(&spec.mounts);
+    entries.sort_by_key(|entry| entry.pass);
+
     // What the image says, read from the file where that tells all.
     let early = match (&source, &spec.root) {
-        (image::Source::Image(image), Root::Image(_)) => {
-            Some(Plan::for_image(spec, image.reader(), &identity)?)
-        }
+        (image::Source::Image(image), Root::Image(_)) => Some(Plan::for_image(
+            spec,
+            image.reader(),
+            &identity,
+            entries.is_empty(),
+        )?),
         _ => None,
     };
 
@@ -188,7 +211,7 @@ pub fn start(
 
     // What is wanted of the host, before anything of ours hides it.
     let usual_sources = usual::take(config.dev, spec.namespaces, tell)?;
-    let sources: Vec<_> = spec.mounts.iter().map(mounts::source).collect();
+    let sources: Vec<_> = entries.iter().map(mounts::source).collect();
 
     // The root file system.
     let scratch = Scratch::mount(config.scratch_size).map_err(StartError::Scratch)?;
@@ -235,15 +258,11 @@ pub fn start(
             tell(&format!("cannot make `{}`: {error}", plan.home.display()));
         }
     }
-    for (entry, source) in spec.mounts.iter().zip(sources) {
-        match source.and_then(|source| mounter.mount(entry, source)) {
-            Err(error) if entry.optional => {
-                if !entry.silent {
-                    warn(&chain(&error));
-                }
-            }
-            result => result?,
+    for (entry, source) in entries.iter().zip(sources) {
+        if plan.volumes.contains(&entry.target) && entry.is_inside {
+            continue;
         }
+        mount_entry(&mounter, entry, source, warn)?;
     }
     if let Some(directory) = &plan.working_directory {
         // As enroot's command script does; where it cannot be made, entering it says so.
@@ -270,6 +289,32 @@ pub fn start(
     sys::process::close_on_exec_but(&spec.files).map_err(StartError::CloseFiles)?;
     privileges::give_up(inner_uid == 0, matches!(map, IdMap::Single { .. }))?;
     Err(program::execute(&plan.line, &plan.environment, &plan.absent).into())
+}
+
+/// Mounts an entry with what was taken for it. One that may fail says so, unless it is to be silent.
+fn mount_entry(
+    mounter: &Mounter<'_>,
+    entry: &Entry,
+    source: Result<Option<OwnedFd>, MountError>,
+    warn: &dyn Fn(&str),
+) -> Result<(), StartError> {
+    let Err(error) = source.and_then(|source| mounter.mount(entry, source)) else {
+        return Ok(());
+    };
+    let error = match &entry.place {
+        Some(place) => StartError::Entry {
+            place: place.clone(),
+            source: error,
+        },
+        None => StartError::Mount(error),
+    };
+    if !entry.optional {
+        return Err(error);
+    }
+    if !entry.silent {
+        warn(&chain(&error));
+    }
+    Ok(())
 }
 
 /// The ids of the user namespace. Root that may map other users' ids maps them all; everybody else has the one.

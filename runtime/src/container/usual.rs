@@ -55,6 +55,24 @@ pub fn files() -> impl Iterator<Item = &'static Path> {
     FILES.iter().map(Path::new).filter(|path| path.exists())
 }
 
+/// Whether an entry mounts what every container has mounted anyway, as the files that enroot installs do.
+#[must_use]
+pub fn has(entry: &Entry) -> bool {
+    let is_one_of = |paths: &[&str]| paths.iter().any(|path| entry.target == Path::new(path));
+    match &entry.kind {
+        Kind::Bind { .. } if entry.source == entry.target && !entry.is_inside => {
+            let is_read_only = entry.set.contains(MountAttrFlags::MOUNT_ATTR_RDONLY);
+            is_one_of(&["/proc", DEV, "/dev/shm"])
+                || is_read_only && (is_one_of(&["/sys"]) || is_one_of(&FILES))
+        }
+        Kind::Filesystem { name, options } => {
+            let is_plain = options.iter().all(|(option, _)| option == "mode");
+            name == "tmpfs" && is_plain && is_one_of(&["/tmp", "/var/run", "/var/lock"])
+        }
+        _ => false,
+    }
+}
+
 /// What is taken of the host.
 #[derive(Debug)]
 pub struct Taken {
@@ -150,6 +168,7 @@ pub fn take(dev: Dev, namespaces: Namespaces, tell: &dyn Fn(&str)) -> Result<Tak
 fn entry(path: &str, create: CreateOption, recursive: bool, set: MountAttrFlags) -> Entry {
     Entry {
         source: path.into(),
+        is_inside: false,
         target: path.into(),
         kind: Kind::Bind { recursive },
         create,
@@ -158,6 +177,8 @@ fn entry(path: &str, create: CreateOption, recursive: bool, set: MountAttrFlags)
         optional: false,
         silent: false,
         pass: -1,
+        propagation: None,
+        place: None,
     }
 }
 
@@ -220,4 +241,38 @@ pub fn mount(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::fstab;
+
+    #[test]
+    fn what_enroot_installs_is_mounted_anyway() {
+        for (line, expected) in [
+            (
+                "/proc /proc none x-create=dir,rbind,rw,nosuid,nodev,noexec",
+                true,
+            ),
+            (
+                "/sys /sys none x-create=dir,rbind,ro,nosuid,nodev,noexec",
+                true,
+            ),
+            ("/sys /sys none x-create=dir,rbind,rw", false),
+            (
+                "tmpfs /tmp tmpfs x-create=dir,rw,nosuid,nodev,mode=755",
+                true,
+            ),
+            ("tmpfs /tmp tmpfs size=1G", false),
+            ("/etc/hosts /etc/hosts none x-create=file,bind,ro", true),
+            ("/etc/site /etc/hosts none x-create=file,bind,ro", false),
+            ("/scratch /scratch none rbind", false),
+        ] {
+            let entry = fstab::parse_line(line.as_bytes(), &|_| None)
+                .unwrap()
+                .unwrap();
+            assert_eq!(has(&entry), expected, "{line}");
+        }
+    }
 }

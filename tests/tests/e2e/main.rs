@@ -9,6 +9,7 @@
     reason = "what the session does is told to who waits"
 )]
 
+mod additions;
 mod bad_input;
 mod check;
 mod config;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         containers::CASES,
         config::CASES,
         enroot::CASES,
+        additions::CASES,
     ];
     let outcome = Session::start(Profile::Debug, |text| eprintln!("    {text}"))
         .and_then(|session| run_all(session, &cases));

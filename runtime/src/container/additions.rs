@@ -1,0 +1,182 @@
+//! What the administrator and the user add to every container: `environ.d/*.env`, `mounts.d/*.fstab` and `hooks.d/*.sh`.
+//!
+//! They stand in the system's directory of settings and in the user's, and are taken in that order, and in each in the order of
+//! their names. The image adds mounts of its own, by its `/etc/fstab`. All of it is read before the namespaces exist: where a
+//! directory is missing, nothing in it is asked for, and a start without additions pays nothing.
+//!
+//! Called as `enroot` these are enroot's directories. The files that enroot installs itself (`10-system.fstab`,
+//! `20-config.fstab`, `10-shadow.sh`, …) do what every container of ours has anyway, so they are passed over: mounts where
+//! they say what is mounted already, hooks by their names.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::fstab::{self, Entry, FstabError, Kind};
+use super::image;
+use super::named::{Container, Content, UPPER};
+use super::rootfs::Rootfs;
+use super::start::Root;
+use super::usual;
+use super::view::View;
+use crate::config::file::FileError;
+use crate::config::{Dialect, Sources, host_variable, sources};
+
+/// The longest file that is read, in bytes.
+pub const MAX_FILE: u64 = 4 << 20;
+
+/// The mounts of an image.
+const FSTAB: &str = "etc/fstab";
+
+/// Hooks of enroot that are native here.
+const NATIVE_HOOKS: [&str; 9] = [
+    "10-aptfix.sh",
+    "10-cgroups.sh",
+    "10-devices.sh",
+    "10-home.sh",
+    "10-localtime.sh",
+    "10-shadow.sh",
+    "50-slurm-pmi.sh",
+    "50-slurm-pmix.sh",
+    "50-slurm-pytorch.sh",
+];
+
+/// What is added to a container.
+#[derive(Clone, Debug, Default)]
+pub struct Additions {
+    /// Contents of `*.env` files, in order.
+    pub environment: Vec<Vec<u8>>,
+    /// Mounts of `*.fstab` files, in order.
+    pub mounts: Vec<Entry>,
+    /// Programs to run before the root is switched, in order.
+    pub hooks: Vec<PathBuf>,
+}
+
+/// Why the additions cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum AdditionsError {
+    /// A directory or a file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A mount is not understood.
+    #[error(transparent)]
+    Mount(#[from] FstabError),
+    /// The image's mounts cannot be read.
+    #[error("cannot read `/etc/fstab` of the image")]
+    Image(#[source] io::Error),
+}
+
+impl Additions {
+    /// Reads what the directories of settings have.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read or is not understood.
+    pub fn load(sources: &Sources) -> Result<Self, AdditionsError> {
+        let mut additions = Self::default();
+        let directories = [&sources.system_directory, &sources.user_directory];
+        for directory in directories.into_iter().flatten() {
+            for path in sources::names(&directory.join("environ.d"), "env")? {
+                additions.environment.push(read(&path)?);
+            }
+            for path in sources::names(&directory.join("mounts.d"), "fstab")? {
+                let entries = fstab::parse_file(&path, &read(&path)?, &host_variable)?;
+                additions.mounts.extend(entries);
+            }
+            for path in sources::names(&directory.join("hooks.d"), "sh")? {
+                if is_executable(&path) {
+                    additions.hooks.push(path);
+                }
+            }
+        }
+        if sources.dialect() == Dialect::Enroot {
+            additions.mounts.retain(|entry| !usual::has(entry));
+            additions.hooks.retain(|path| {
+                let name = path.file_name().unwrap_or_default();
+                !NATIVE_HOOKS.iter().any(|native| name == *native)
+            });
+        }
+        Ok(additions)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+    let mut content = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut content))
+        .and_then(|length| match length as u64 > MAX_FILE {
+            true => Err(io::Error::from_raw_os_error(libc::EFBIG)),
+            false => Ok(content),
+        })
+        .map_err(|source| FileError::Read {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|status| status.is_file() && status.permissions().mode() & 0o111 != 0)
+}
+
+/// The mounts of an image's `/etc/fstab`, or of the one that replaced it in a named container. What is for the disks of a machine, as in the
+/// file of a distribution, is left out.
+///
+/// # Errors
+///
+/// A file that cannot be read or is not understood.
+pub(super) fn image_mounts(
+    root: &Root,
+    source: &image::Source,
+) -> Result<Vec<Entry>, AdditionsError> {
+    let content = match (root, source) {
+        (Root::Container(container), source) => container_fstab(container, source),
+        (Root::Image(_), image::Source::Image(image)) => {
+            View::Image(image.reader()).read(Path::new(FSTAB), MAX_FILE)
+        }
+        (Root::Image(_), image::Source::Tree(_)) => Ok(None),
+    };
+    match content.map_err(AdditionsError::Image)? {
+        Some(text) => {
+            let mut entries = fstab::parse_file(Path::new("/etc/fstab"), &text, &host_variable)?;
+            entries.retain(|entry| !is_of_a_machine(entry));
+            Ok(entries)
+        }
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Whether an entry mounts a disk, the root, or swap space.
+fn is_of_a_machine(entry: &Entry) -> bool {
+    let source = entry.source.as_os_str().as_bytes();
+    let is_tagged = [&b"UUID="[..], b"LABEL=", b"PARTUUID=", b"PARTLABEL="]
+        .iter()
+        .any(|tag| source.starts_with(tag));
+    let is_disk = source.starts_with(b"/dev/") && matches!(entry.kind, Kind::Filesystem { .. });
+    let target = entry.target.as_os_str();
+    is_tagged || is_disk || target == "/" || target == "swap" || target == "none"
+}
+
+/// The file as it is in the container now, without mounting it.
+fn container_fstab(container: &Container, source: &image::Source) -> io::Result<Option<Vec<u8>>> {
+    let below = |directory: &Path| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(directory, flags, Mode::empty()).map(Rootfs::new)
+    };
+    match (&container.content, source) {
+        (Content::Tree(tree), _) => below(tree)?.read(Path::new(FSTAB), MAX_FILE),
+        (Content::Image(_), image::Source::Image(image)) => {
+            let upper = container.directory.join(UPPER);
+            // A file that was removed stands there as a device.
+            if upper.join(FSTAB).symlink_metadata().is_ok() {
+                return below(&upper)?.read(Path::new(FSTAB), MAX_FILE);
+            }
+            View::Image(image.reader()).read(Path::new(FSTAB), MAX_FILE)
+        }
+        (Content::Image(_), image::Source::Tree(_)) => Ok(None),
+    }
+}
