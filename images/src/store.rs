@@ -31,6 +31,7 @@ mod lease;
 mod record;
 mod sweep;
 
+use std::cell::Cell;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -159,7 +160,24 @@ impl Store {
     ) -> Result<Claim<std::convert::Infallible, Lease>, StoreError> {
         self.prepare();
         let path = Self::lease_file(directory, name);
-        match lease::attempt(&path, total, self.terms(), watch, &self.heartbeat, on_death) {
+        let has_died = Cell::new(false);
+        let on_death = |dead: &Seen| {
+            has_died.set(true);
+            on_death(dead)
+        };
+        let attempt = lease::attempt(
+            &path,
+            total,
+            self.terms(),
+            watch,
+            &self.heartbeat,
+            &on_death,
+        );
+        if has_died.get() {
+            // It may have left more than this.
+            self.sweep();
+        }
+        match attempt {
             Ok(Attempt::Held(lease)) => Ok(Claim::Mine(lease)),
             Ok(Attempt::Busy(holder)) => Ok(Claim::Busy(holder)),
             Err(source) => Err(StoreError::Lease { path, source }),

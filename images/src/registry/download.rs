@@ -7,6 +7,9 @@
 //! within a window before their readers; there is a thread for each of them at least, so that one whose reader is slow takes nothing from
 //! the one being merged.
 //!
+//! A blob for the store is fetched by one of all processes that want it; while another does, the threads fetch other blobs, so that many
+//! processes that import an image together share its blobs among them.
+//!
 //! When a connection is cut or falls silent, its part is asked for again from the byte where it stopped. Failures are forgiven whenever
 //! bytes have come since the last one, over whichever connection.
 
@@ -84,6 +87,15 @@ impl Queue {
     }
 }
 
+/// What a thread does next.
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    /// It claims the blob in the store.
+    Enter,
+    /// It fetches a part.
+    Fetch(Claim),
+}
+
 /// What the threads and the readers share.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
@@ -115,25 +127,29 @@ impl Shared {
     /// Works until everything is here.
     fn work(&self, client: &Client, connections: usize) {
         let mut buffer = vec![0; READ_SIZE];
-        while let Some((incoming, claim)) = self.next(connections) {
+        while let Some((incoming, work)) = self.next(connections) {
             // A reader must not wait forever for a thread that panicked.
             let guard = FinishOnPanic(&incoming);
-            let outcome = self.fetch(client, &incoming, claim, &mut buffer);
+            let outcome = match work {
+                Work::Enter => incoming.enter(),
+                Work::Fetch(claim) => self.fetch(client, &incoming, claim, &mut buffer),
+            };
             std::mem::forget(guard);
-            match outcome {
-                Ok(()) => {
+            match (outcome, work) {
+                (Ok(()), Work::Fetch(claim)) => {
                     if let Some(rate) = incoming.release(claim) {
                         self.rate.store(rate, Ordering::Relaxed);
                     }
                 }
-                Err(error) => incoming.finish(Err(error)),
+                (Ok(()), Work::Enter) => {}
+                (Err(error), _) => incoming.finish(Err(error)),
             }
             self.wake();
         }
     }
 
-    /// The next part to fetch; None when nothing will ever be left to do.
-    fn next(&self, connections: usize) -> Option<(Arc<Incoming>, Claim)> {
+    /// What to do next; None when nothing will ever be left to do.
+    fn next(&self, connections: usize) -> Option<(Arc<Incoming>, Work)> {
         let mut queue = lock(&self.queue);
         loop {
             queue.waiting.retain(|incoming| !incoming.is_over());
@@ -144,23 +160,36 @@ impl Shared {
                 return None;
             }
             let rate = self.rate.load(Ordering::Relaxed);
-            let claims = |incoming: &Arc<Incoming>| incoming.claim(connections, rate);
+            let claims = |incoming: &Arc<Incoming>| {
+                if incoming.begin_entering() {
+                    return Some(Work::Enter);
+                }
+                incoming.claim(connections, rate).map(Work::Fetch)
+            };
             let found = queue
                 .waiting
                 .iter()
                 .find_map(|incoming| Some((Arc::clone(incoming), claims(incoming)?)))
                 .or_else(|| {
                     let slow = |incoming: &Arc<Incoming>| {
-                        Some((Arc::clone(incoming), incoming.take_over(rate)?))
+                        let claim = incoming.take_over(rate)?;
+                        Some((Arc::clone(incoming), Work::Fetch(claim)))
                     };
                     queue.waiting.iter().find_map(slow)
                 });
             if found.is_some() {
                 return found;
             }
+            let entries = queue
+                .waiting
+                .iter()
+                .filter_map(|incoming| incoming.entry_time());
+            let patience = entries.min().map_or(LOOK_AROUND, |time| {
+                LOOK_AROUND.min(time.saturating_duration_since(Instant::now()))
+            });
             let (guard, _) = self
                 .changed
-                .wait_timeout(queue, LOOK_AROUND)
+                .wait_timeout(queue, patience)
                 .unwrap_or_else(PoisonError::into_inner);
             queue = guard;
         }

@@ -8,6 +8,9 @@
 //! The parts grow with the rate at which connections bring them, so that a request is a small part of the time that its answer takes, and
 //! shrink towards the end of the blob, so that all connections end at about the same time. When nothing is left to begin, a
 //! connection that has nothing to do takes over the end of a part that is slow.
+//!
+//! Before a blob for the store is fetched, it is claimed there: another process may be fetching it, and is waited for while other blobs are
+//! fetched; what that process brings, or left when it died, is hashed like what comes from the registry.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -22,7 +25,7 @@ use super::http::READ_SIZE;
 use crate::digest::Hasher;
 use crate::progress::{Event, Progress};
 use crate::source::SourceError;
-use crate::store::{PendingBlob, Store, StoreError};
+use crate::store::{self, Holder, PendingBlob, Store, StoreError, Watch};
 
 /// Bytes of the first part of a blob, before anything is known; smaller blobs are fetched by one request.
 const FIRST_PART: u64 = 4 << 20;
@@ -66,8 +69,24 @@ pub(super) struct Incoming {
     complete: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+/// Whether the blob may be fetched.
+#[derive(Debug, Clone, Copy)]
+enum Entry {
+    /// It has to be claimed in the store, not before this time.
+    Outside(Instant),
+    /// A thread claims it.
+    Entering,
+    /// It is ours.
+    Inside,
+}
+
+#[derive(Debug)]
 struct State {
+    entry: Entry,
+    /// What is known of the process that has the blob's lease.
+    watch: Watch,
+    /// Who is waited for, which was not reported yet.
+    holder: Option<Holder>,
     /// Whether the server sends parts; None until it has answered.
     ranges: Option<bool>,
     /// The first part was begun.
@@ -146,14 +165,15 @@ pub(super) enum Available {
 impl Incoming {
     /// A blob that will be put into a store, or kept in memory for its reader.
     pub(super) fn new(blob: Blob, layer: usize, store: Option<Arc<Store>>) -> Self {
+        let entry = match &store {
+            Some(_) => Entry::Outside(Instant::now()),
+            None => Entry::Inside,
+        };
         Self {
             blob,
             layer,
             store,
-            state: Mutex::new(State {
-                hasher: Some(Hasher::new()),
-                ..State::default()
-            }),
+            state: Mutex::new(State::new(entry)),
             changed: Condvar::new(),
             wanted: AtomicBool::new(false),
             unreported: AtomicU64::new(0),
@@ -184,16 +204,86 @@ impl Incoming {
         usize::try_from(parts).unwrap_or(usize::MAX)
     }
 
+    /// When it has to be claimed in the store, at the earliest; None when it is, or is being claimed.
+    pub(super) fn entry_time(&self) -> Option<Instant> {
+        let state = lock(&self.state);
+        match state.entry {
+            Entry::Outside(time) if state.outcome.is_none() => Some(time),
+            _ => None,
+        }
+    }
+
+    /// Lets the caller claim the blob in the store with [`Self::enter`], if it is time; false otherwise.
+    pub(super) fn begin_entering(&self) -> bool {
+        let mut state = lock(&self.state);
+        match state.entry {
+            Entry::Outside(time) if state.outcome.is_none() && time <= Instant::now() => {
+                state.entry = Entry::Entering;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Claims the blob in the store: becomes the one of all processes that fetches it, takes what another has fetched meanwhile, or learns
+    /// who is fetching it, to come back later.
+    pub(super) fn enter(&self) -> Result<(), SourceError> {
+        let Some(store) = &self.store else {
+            return Ok(());
+        };
+        let (digest, size) = (self.blob.digest, self.blob.size);
+        let mut watch = std::mem::take(&mut lock(&self.state).watch);
+        let claimed = store.claim_blob(&digest, size, &mut watch)?;
+        let mut state = lock(&self.state);
+        if state.outcome.is_some() {
+            return Ok(());
+        }
+        let (pending, file, present) = match claimed {
+            store::Claim::Busy(holder) => {
+                state.entry = Entry::Outside(Instant::now() + watch.pause());
+                state.watch = watch;
+                state.holder = Some(holder);
+                return Ok(());
+            }
+            store::Claim::Ready(file) => (None, file, size),
+            store::Claim::Mine(pending) => {
+                let (file, resumed) = (pending.handle()?, pending.resumed());
+                (Some(pending), file, resumed)
+            }
+        };
+        let is_ready = pending.is_none();
+        state.entry = Entry::Inside;
+        state.file = Some(Arc::new(file));
+        state.pending = pending;
+        state.next = present;
+        state.add_stored(0, present);
+        if is_ready || present == size && size > 0 {
+            // Nothing is left to fetch.
+            state.begun = true;
+            state.ranges = Some(true);
+        } else if present == 0 {
+            return Ok(());
+        }
+        self.unreported.fetch_add(present, Ordering::Relaxed);
+        // Nothing of it is at hand, so all of it is read back.
+        self.hash(state, u64::MAX, &[]).inspect_err(|_| {
+            if is_ready {
+                // The damage is what is reported; whether it could be removed is the lesser matter.
+                let _ = store.discard_blob(&digest);
+            }
+        })
+    }
+
     /// The next part to fetch, if there is one now. `rate` is what a connection brings in a second, 0 when it is not known.
     pub(super) fn claim(&self, connections: usize, rate: u64) -> Option<Claim> {
         let size = self.blob.size;
         let mut state = lock(&self.state);
-        if state.outcome.is_some() {
+        if state.outcome.is_some() || !matches!(state.entry, Entry::Inside) {
             return None;
         }
         let end = if !state.begun {
             state.begun = true;
-            size.min(FIRST_PART)
+            size.min(state.next + FIRST_PART)
         } else if state.ranges == Some(true) {
             let left = size - state.next;
             let room = match self.store {
@@ -276,7 +366,7 @@ impl Incoming {
         bytes: &[u8],
     ) -> Result<u64, SourceError> {
         if let Some(store) = &self.store {
-            let file = self.file(store)?;
+            let file = self.file()?;
             file.write_all_at(bytes, position)
                 .map_err(|source| StoreError::Write {
                     path: store.blob_path(&self.blob.digest),
@@ -379,6 +469,9 @@ impl Incoming {
             };
             state = lock(&self.state);
             state.hashed = end;
+            if let Some(pending) = &state.pending {
+                pending.advance(end)?;
+            }
             state.ready.extend(ready);
             self.changed.notify_all();
         }
@@ -415,6 +508,10 @@ impl Incoming {
         drop(state);
         let actual = hasher.finish();
         if actual != self.blob.digest {
+            if let Some(mut pending) = pending {
+                // Nobody should go on with it.
+                pending.restart()?;
+            }
             return Err(SourceError::WrongDigest {
                 what: self.blob.name(),
                 expected: self.blob.digest,
@@ -431,23 +528,13 @@ impl Incoming {
 
     /// An empty blob has nothing to fetch, but may have the wrong digest all the same.
     pub(super) fn complete_empty(&self) -> Result<(), SourceError> {
-        if let Some(store) = &self.store {
-            self.file(store)?;
-        }
         self.hash(lock(&self.state), 0, &[])
     }
 
-    /// The file to write to, which is made when the first bytes are there: a blob that cannot be had needs none.
-    fn file(&self, store: &Store) -> Result<Arc<File>, SourceError> {
-        let mut state = lock(&self.state);
-        if let Some(file) = &state.file {
-            return Ok(Arc::clone(file));
-        }
-        let pending = store.begin_blob(&self.blob.digest, self.blob.size)?;
-        let file = Arc::new(pending.handle()?);
-        state.file = Some(Arc::clone(&file));
-        state.pending = Some(pending);
-        Ok(file)
+    /// The file to write to.
+    fn file(&self) -> Result<Arc<File>, SourceError> {
+        let file = lock(&self.state).file.clone();
+        file.ok_or_else(|| RegistryError::Stopped.into())
     }
 
     /// Ends it, for all who fetch and read; the first outcome stays.
@@ -502,6 +589,10 @@ impl Incoming {
     /// Tells what has happened since it was last told.
     pub(super) fn report(&self, progress: &dyn Progress) {
         let layer = self.layer;
+        if let Some(holder) = lock(&self.state).holder.take() {
+            let layer = Some(layer);
+            progress.event(Event::Waiting { layer, holder });
+        }
         match self.unreported.swap(0, Ordering::Relaxed) {
             0 => {}
             bytes => progress.event(Event::LayerFetched { layer, bytes }),
@@ -513,6 +604,27 @@ impl Incoming {
 }
 
 impl State {
+    fn new(entry: Entry) -> Self {
+        Self {
+            entry,
+            watch: Watch::default(),
+            holder: None,
+            ranges: None,
+            begun: false,
+            next: 0,
+            parts: Vec::new(),
+            last_part: 0,
+            pieces: BTreeMap::new(),
+            hashed: 0,
+            hasher: Some(Hasher::new()),
+            pending: None,
+            file: None,
+            ready: VecDeque::new(),
+            consumed: 0,
+            outcome: None,
+        }
+    }
+
     fn begin(&mut self, from: u64, end: u64) -> Claim {
         self.last_part += 1;
         let number = self.last_part;

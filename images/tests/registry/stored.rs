@@ -276,3 +276,30 @@ fn a_full_store_is_a_clear_error() {
     .unwrap_err();
     assert!(error.to_string().contains("store"), "{error}");
 }
+
+#[test]
+fn several_that_pull_at_once_fetch_each_blob_once() {
+    let image = Image::small();
+    let (_directory, store) = store();
+    let server = Server::of(&image, |_, reply| reply);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                let source = server.source(quick(), Some(&store));
+                let (resolved, layers) = pull(source.as_ref(), &Recorder::default()).unwrap();
+                check(&image, &resolved, &layers);
+            });
+        }
+    });
+    let mut fetched: Vec<String> = server
+        .requests()
+        .iter()
+        .filter(|request| request.method == "GET" && request.path.contains("/blobs/"))
+        .map(|request| request.path.clone())
+        .collect();
+    let requests = fetched.len();
+    fetched.sort();
+    fetched.dedup();
+    assert_eq!(fetched.len(), requests, "{fetched:?}");
+    assert_eq!(requests, 4);
+}

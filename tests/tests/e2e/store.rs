@@ -99,6 +99,33 @@ fn no_lock_of_the_file_system_is_needed(environment: &TestEnvironment<'_>) -> Te
     start_many(environment, trace)
 }
 
+/// Imports into files share what they download.
+fn many_imports_share_each_download(environment: &TestEnvironment<'_>) -> TestResult {
+    let (registry, uri) = small_image(environment)?;
+    let running: Vec<Running> = (0..MANY)
+        .map(|number| {
+            let output = format!("{number}.sqsh");
+            environment
+                .cista(["import", "-q", "-o", &output, &uri])
+                .spawn()
+        })
+        .collect::<Result<_, _>>()?;
+    for running in running {
+        let outcome = running.wait()?;
+        assert_eq!(outcome.code(), Some(0), "{}", outcome.error_text());
+    }
+    let requests = blob_requests(&registry)?;
+    assert!(requests.len() >= 2, "{requests:?}");
+    assert!(requests.values().all(|count| *count == 1), "{requests:?}");
+    let expected = hash_of_file(&environment.path("0.sqsh"))?;
+    for number in 1..MANY {
+        let file = environment.path(format!("{number}.sqsh"));
+        assert_eq!(hash_of_file(&file)?, expected, "{number}");
+    }
+    assert_eq!(unfinished(&environment.store())?, Vec::<PathBuf>::new());
+    Ok(())
+}
+
 /// Pseudo-random numbers, the same in every run.
 struct Random(u64);
 
@@ -126,9 +153,21 @@ fn builder(store: &Path) -> Option<Pid> {
     Pid::from_raw(i32::try_from(pid).ok()?)
 }
 
+/// Waits until somebody makes the image; None when all have ended before they were seen at it.
+fn wait_for_builder(store: &Path, running: &mut [Running]) -> Option<Pid> {
+    loop {
+        let found = builder(store);
+        if found.is_some() || !running.iter_mut().any(Running::is_running) {
+            return found;
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
 /// Kills whoever makes the image, at a moment of its work that is different each time: the others finish, with the same file.
 fn the_builder_may_be_killed_at_any_moment(environment: &TestEnvironment<'_>) -> TestResult {
-    const ROUNDS: usize = 50;
+    const KILLS: usize = 50;
+    const MOST_ROUNDS: usize = 200;
     let (_registry, uri) = small_image(environment)?;
     let start = |store: &Path| {
         environment
@@ -136,50 +175,46 @@ fn the_builder_may_be_killed_at_any_moment(environment: &TestEnvironment<'_>) ->
             .env("CISTA_CACHE_PATH", store)
             .spawn()
     };
-    let expected = {
-        let store = environment.path("first");
-        let outcome = start(&store)?.wait()?;
+    // Undisturbed: the file, and how long it takes to make it.
+    let first = environment.path("first");
+    let mut running = vec![start(&first)?];
+    wait_for_builder(&first, &mut running);
+    let begun = Instant::now();
+    while builder(&first).is_some() {
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    let work = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    for running in running {
+        let outcome = running.wait()?;
         assert_eq!(outcome.code(), Some(0), "{}", outcome.error_text());
-        let images = images(&store)?;
-        assert_eq!(images.len(), 1);
-        hash_of_file(&images[0])?
-    };
+    }
+    let expected = hash_of_file(&images(&first)?[0])?;
     let mut random = Random(4711);
-    let mut killed = 0;
-    for round in 0..ROUNDS {
+    let (mut kills, mut round) = (0, 0);
+    while kills < KILLS {
+        round += 1;
+        assert!(
+            round <= MOST_ROUNDS,
+            "only {kills} builders were met at work"
+        );
         let store = environment.path(format!("store-{round}"));
         let mut running: Vec<Running> = (0..3).map(|_| start(&store)).collect::<Result<_, _>>()?;
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let victim = loop {
-            if let Some(pid) = builder(&store) {
-                std::thread::sleep(Duration::from_micros(random.below(120_000)));
-                // It may have finished meanwhile, and another may never need to build.
-                break builder(&store).filter(|now| *now == pid);
+        if let Some(victim) = wait_for_builder(&store, &mut running) {
+            std::thread::sleep(Duration::from_micros(random.below(work + work / 4)));
+            // It may have finished meanwhile, and have become the container's program.
+            if builder(&store) == Some(victim) && kill_process(victim, Signal::KILL).is_ok() {
+                kills += 1;
             }
-            assert!(Instant::now() < deadline, "round {round}: nobody builds");
-            if running.iter_mut().all(|running| !running.is_running()) {
-                break None;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        };
-        let mut survivors = 0;
-        if let Some(victim) = victim
-            && kill_process(victim, Signal::KILL).is_ok()
-        {
-            killed += 1;
         }
+        let mut survivors = 0;
         for running in running {
             let outcome = running.wait()?;
             if outcome.signal() == Some(9) {
                 continue;
             }
             survivors += 1;
-            assert_eq!(
-                outcome.code(),
-                Some(0),
-                "round {round}: {}",
-                outcome.error_text()
-            );
+            let told = outcome.error_text();
+            assert_eq!(outcome.code(), Some(0), "round {round}: {told}");
         }
         assert!(survivors >= 2, "round {round}");
         let images = images(&store)?;
@@ -188,10 +223,6 @@ fn the_builder_may_be_killed_at_any_moment(environment: &TestEnvironment<'_>) ->
         assert_eq!(unfinished(&store)?, Vec::<PathBuf>::new(), "round {round}");
         std::fs::remove_dir_all(&store).context("remove", &store)?;
     }
-    assert!(
-        killed >= ROUNDS / 2,
-        "only {killed} of {ROUNDS} builders were met at work"
-    );
     Ok(())
 }
 
@@ -262,6 +293,12 @@ pub(crate) const CASES: &[Case] = &[
         Who::User,
         TRACED,
         no_lock_of_the_file_system_is_needed,
+    ),
+    case(
+        "store::many_imports_share_each_download",
+        Who::User,
+        CONTAINER,
+        many_imports_share_each_download,
     ),
     case(
         "store::the_builder_may_be_killed_at_any_moment",

@@ -12,7 +12,15 @@ fn incoming(content: &[u8], store: Option<Arc<Store>>) -> Incoming {
         digest: Digest::of(content),
         size: content.len() as u64,
     };
-    Incoming::new(blob, 0, store)
+    enter(Incoming::new(blob, 0, store))
+}
+
+/// With the blob claimed in the store, if it goes to one.
+fn enter(incoming: Incoming) -> Incoming {
+    if incoming.begin_entering() {
+        incoming.enter().unwrap();
+    }
+    incoming
 }
 
 /// Brings parts in an order that `choose` picks, in small pieces; returns whether it was right.
@@ -122,7 +130,7 @@ fn parts_follow_the_rate_and_shrink_towards_the_end() {
     };
     let directory = tempfile::tempdir().unwrap();
     let store = Arc::new(Store::open(directory.path()).unwrap());
-    let incoming = Incoming::new(blob, 0, Some(store));
+    let incoming = enter(Incoming::new(blob, 0, Some(store)));
     let first = incoming.claim(10, 0).unwrap();
     incoming.answered(first, false);
     let length = |rate| {
@@ -160,4 +168,93 @@ fn an_empty_blob_is_verified_too() {
         size: 0,
     };
     assert!(Incoming::new(blob, 0, None).complete_empty().is_err());
+}
+
+fn stopped() -> Result<(), SourceError> {
+    Err(RegistryError::Stopped.into())
+}
+
+#[test]
+fn what_another_fetches_is_waited_for_and_verified() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(directory.path()).unwrap());
+    let content = content(9_000_000);
+    for is_damaged in [false, true] {
+        let first = incoming(&content, Some(Arc::clone(&store)));
+        let second = incoming(&content, Some(Arc::clone(&store)));
+        assert!(second.claim(4, 0).is_none());
+        assert!(second.entry_time().is_some());
+        assert!(bring(&first, &content, |_| 0));
+        let path = store.blob_path(&first.blob.digest);
+        if is_damaged {
+            let mut wrong = content.clone();
+            wrong[8_000_000] ^= 1;
+            std::fs::write(&path, wrong).unwrap();
+        }
+        while !second.begin_entering() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(second.enter().is_err(), is_damaged);
+        assert_eq!(path.exists(), !is_damaged);
+        if !is_damaged {
+            assert!(second.is_over());
+            assert!(matches!(
+                second.wait(0, Duration::ZERO),
+                Ok(Some(Available::UpTo(9_000_000, _)))
+            ));
+            store.discard_blob(&first.blob.digest).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_was_interrupted_is_gone_on_with_and_verified() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(directory.path()).unwrap());
+    let content = content(23_456_789);
+    let interrupted = || {
+        let incoming = incoming(&content, Some(Arc::clone(&store)));
+        let first = incoming.claim(4, 0).unwrap();
+        incoming.answered(first, false);
+        let second = incoming.claim(4, 0).unwrap();
+        let third = incoming.claim(4, 0).unwrap();
+        // The third is there, the second is not: what counts is what has no gap before it.
+        for claim in [first, third] {
+            let bytes = &content[claim.from as usize..claim.end as usize];
+            incoming.arrive(claim, claim.from, bytes).unwrap();
+        }
+        incoming.finish(stopped());
+        second.from
+    };
+    let from = interrupted();
+    let incoming_again = incoming(&content, Some(Arc::clone(&store)));
+    let claim = incoming_again.claim(4, 0).unwrap();
+    assert_eq!(claim.from, from);
+    incoming_again.answered(claim, false);
+    let rest = |claim: Claim| &content[claim.from as usize..claim.end as usize];
+    incoming_again
+        .arrive(claim, claim.from, rest(claim))
+        .unwrap();
+    while let Some(claim) = incoming_again.claim(4, 0) {
+        incoming_again
+            .arrive(claim, claim.from, rest(claim))
+            .unwrap();
+    }
+    assert!(incoming_again.is_over());
+    let digest = incoming_again.blob.digest;
+    assert_eq!(std::fs::read(store.blob_path(&digest)).unwrap(), content);
+    // A part that is damaged is found in the end, and not gone on with another time.
+    store.discard_blob(&digest).unwrap();
+    let from = interrupted();
+    let part = directory
+        .path()
+        .join(format!("blobs/sha256/.{}.part", digest.hex()));
+    let mut wrong = content[..from as usize].to_vec();
+    wrong[1000] ^= 1;
+    std::fs::write(&part, wrong).unwrap();
+    let damaged = incoming(&content, Some(Arc::clone(&store)));
+    assert!(!bring(&damaged, &content, |_| 0));
+    drop(damaged);
+    let fresh = incoming(&content, Some(Arc::clone(&store)));
+    assert_eq!(fresh.claim(4, 0).unwrap().from, 0);
 }
