@@ -127,6 +127,21 @@ impl Config {
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
     }
 
+    /// Variables for hooks besides those of the process: the paths and switches of enroot, which its hooks ask for. Without a value
+    /// they are to be removed.
+    #[must_use]
+    pub fn for_hooks(&self) -> Vec<(OsString, Option<OsString>)> {
+        let mut variables = self.sources.for_hooks();
+        let mut path = |name: &str, path: &std::path::Path| {
+            variables.push((name.into(), Some(path.as_os_str().to_owned())));
+        };
+        path("ENROOT_CACHE_PATH", &self.cache_path);
+        path("ENROOT_DATA_PATH", &self.data_path);
+        path("ENROOT_RUNTIME_PATH", &self.runtime_path);
+        path("ENROOT_CONFIG_PATH", &self.config_path);
+        variables
+    }
+
     /// The settings that sources give.
     ///
     /// # Errors

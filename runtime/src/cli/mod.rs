@@ -2,6 +2,7 @@
 //!
 //! Each command has an `Args` (clap) and a `run` that takes them and the [`Context`].
 
+mod batch;
 mod check;
 mod config;
 mod create;
@@ -15,6 +16,7 @@ mod list;
 mod login;
 mod remove;
 mod run;
+mod script;
 mod start;
 mod stored;
 mod version;
@@ -59,6 +61,7 @@ enum Command {
     Import(import::Args),
     Create(create::Args),
     Start(start::Args),
+    Batch(batch::Args),
     Run(run::Args),
     Exec(exec::Args),
     Export(export::Args),
@@ -81,7 +84,9 @@ pub fn main() -> ExitCode {
     let dialect = Dialect::of_program(name.as_deref());
     let load = || {
         Config::load(dialect).map_err(|error| match cli.command {
-            Command::Start(_) | Command::Run(_) => Failure::from(error).with_status(status::SETUP),
+            Command::Start(_) | Command::Batch(_) | Command::Run(_) => {
+                Failure::from(error).with_status(status::SETUP)
+            }
             _ => Failure::from(error),
         })
     };
@@ -94,6 +99,7 @@ pub fn main() -> ExitCode {
             Command::Import(args) => import::run(args, &context),
             Command::Create(args) => create::run(args, &context),
             Command::Start(args) => start::run(args, &context),
+            Command::Batch(args) => batch::run(args, &context),
             Command::Run(args) => run::run(args, &context),
             Command::Exec(args) => exec::run(args, &context),
             Command::Export(args) => export::run(args, &context),

@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use super::import::{ImageOptions, SourceOptions};
-use super::{Context, Failure, Outcome, start, status, stored};
+use super::{Context, Failure, Outcome, script, start, status, stored};
 use crate::container::Root;
 use crate::sys;
 
@@ -43,6 +43,11 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
     if let Some(path) = args.resolved {
+        let context = match args.start.conf() {
+            Some(conf) => &script::with_directives(conf, context)
+                .map_err(|failure| failure.with_status(status::SETUP))?,
+            None => context,
+        };
         return start::start(Root::Image(path), &args.start, args.command, context);
     }
     let wanted = stored::Wanted {

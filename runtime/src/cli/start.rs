@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
-use super::{Context, Failure, Outcome, status};
+use super::{Context, Failure, Outcome, script, status};
 use crate::config;
 use crate::container::additions::Additions;
 use crate::container::identity_map::UserNamespaceError;
@@ -35,11 +35,17 @@ pub(super) struct Args {
 }
 
 /// How a container is started; shared with `run`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(super) struct Options {
     /// Set a variable, or take the host's value
     #[arg(short, long = "env", value_name = "KEY[=VALUE]")]
     env: Vec<OsString>,
+    /// Script in bash whose functions `environ`, `mounts`, `hooks` and `rc` say how to start, and whose comments `#CISTA_NAME=VALUE` set things
+    #[arg(short, long, value_name = "SCRIPT")]
+    conf: Option<PathBuf>,
+    /// Command script to run in place of the image's
+    #[arg(long, value_name = "SCRIPT")]
+    rc: Option<PathBuf>,
     /// Be root inside
     #[arg(short, long)]
     root: bool,
@@ -66,7 +72,30 @@ pub(super) struct Options {
     mount: Vec<OsString>,
 }
 
+impl Options {
+    /// The configuration script.
+    pub(super) fn conf(&self) -> Option<&Path> {
+        self.conf.as_deref()
+    }
+
+    /// What a script says, and nothing else.
+    pub(super) fn of_script(conf: PathBuf) -> Self {
+        Self {
+            conf: Some(conf),
+            ..Self::default()
+        }
+    }
+}
+
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
+    if let Some(conf) = &args.options.conf {
+        // The script may say where containers are.
+        let context = script::with_directives(conf, context)
+            .map_err(|failure| failure.with_status(status::SETUP))?;
+        let root =
+            find(&args.target, &context).map_err(|failure| failure.with_status(status::SETUP))?;
+        return start(root, &args.options, args.command, &context);
+    }
     let root = find(&args.target, context).map_err(|failure| failure.with_status(status::SETUP))?;
     start(root, &args.options, args.command, context)
 }
@@ -153,6 +182,8 @@ fn spec(
         .or(context.config.namespaces),
         mounts,
         additions: Additions::load(&context.config.sources)?,
+        script: options.conf.as_deref().map(script::find).transpose()?,
+        rc: options.rc.as_deref().map(script::read_rc).transpose()?,
         environment,
         command,
         files: options.keep_fd.clone(),

@@ -180,6 +180,31 @@ pub fn assignment(line: &[u8]) -> Option<(&str, &[u8])> {
     is_name(name).then_some((name, rest))
 }
 
+/// The settings in the comments of a script: lines `#ENROOT_NAME=WORD` or `#CISTA_NAME=WORD`, in their order.
+#[must_use]
+pub fn directives(script: &[u8]) -> Vec<(String, Vec<u8>)> {
+    script
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| {
+            let line = line.strip_prefix(b"#")?.trim_ascii();
+            let own = line.starts_with(b"CISTA_");
+            // Ours look the same but for the beginning.
+            let shown = if own {
+                [b"ENROOT_", &line[6..]].concat()
+            } else {
+                line.to_vec()
+            };
+            let (name, word) =
+                assignment(&shown).filter(|(name, _)| name.starts_with("ENROOT_"))?;
+            let name = match name.strip_prefix("ENROOT_") {
+                Some(rest) if own => format!("CISTA_{rest}"),
+                _ => name.to_owned(),
+            };
+            Some((name, word.to_vec()))
+        })
+        .collect()
+}
+
 /// Names that may stand in a file.
 fn is_name(name: &str) -> bool {
     let own = name.strip_prefix("ENROOT_").is_some_and(|rest| {
@@ -240,7 +265,7 @@ fn compression(options: &str) -> Option<String> {
 }
 
 /// Expands a word as a shell does.
-fn expand(word: &[u8], variable: Variables<'_>) -> OsString {
+pub(super) fn expand(word: &[u8], variable: Variables<'_>) -> OsString {
     if word == b"$(nproc)" {
         // By far the most frequent substitution, and the same count.
         let count = std::thread::available_parallelism().map_or(1, usize::from);

@@ -89,6 +89,8 @@ pub struct Found {
 pub struct Sources {
     /// The environment; None for that of the process.
     environment: Option<Vec<(OsString, OsString)>>,
+    /// Settings of a script, as variables.
+    directives: Vec<(OsString, OsString)>,
     /// Files of settings; the first one that has a setting wins.
     files: Vec<TomlFile>,
     /// The files of enroot, when called by that name.
@@ -206,9 +208,77 @@ impl Sources {
         Ok(())
     }
 
+    /// What the files of enroot set, and what the environment sets to no, which is the same as not set.
+    pub(super) fn for_hooks(&self) -> Vec<(OsString, Option<OsString>)> {
+        let mut variables = Vec::new();
+        if let Some(files) = &self.enroot {
+            let variable = |name: &str| self.variable_of_enroot(name);
+            for name in files.names() {
+                if self.variable(name).is_none() {
+                    let found = files.value(name, &variable).map(|found| found.value);
+                    let value = found.filter(|value| !enroot::says_no(value));
+                    variables.push((name.into(), value));
+                }
+            }
+            let directory = files.directory.as_os_str().to_owned();
+            variables.push(("ENROOT_SYSCONF_PATH".into(), Some(directory)));
+            if self.variable("ENROOT_LIBRARY_PATH").is_none()
+                && !files.names().any(|name| name == "ENROOT_LIBRARY_PATH")
+            {
+                variables.push(("ENROOT_LIBRARY_PATH".into(), Some("/usr/lib/enroot".into())));
+            }
+        }
+        let set_to_no = self.variables().into_iter().filter(|(name, value)| {
+            name.as_encoded_bytes().starts_with(b"ENROOT_") && enroot::says_no(value)
+        });
+        variables.extend(set_to_no.map(|(name, _)| (name, None)));
+        for (name, value) in &self.directives {
+            variables.push((name.clone(), Some(value.clone())));
+        }
+        variables
+    }
+
+    /// The environment.
+    fn variables(&self) -> Vec<(OsString, OsString)> {
+        match &self.environment {
+            None => std::env::vars_os().collect(),
+            Some(variables) => variables.clone(),
+        }
+    }
+
+    /// Adds settings that win over all others: the directives of a script, with their lines. Names of enroot are understood whatever the program
+    /// is called.
+    #[must_use]
+    pub fn with_directives(mut self, directives: &[(String, Vec<u8>)]) -> Self {
+        for (name, word) in directives {
+            let value = enroot::expand(word, &|name| self.variable_of_enroot(name));
+            let ours = settings::ALL
+                .iter()
+                .find(|setting| setting.enroot == Some(name.as_str()));
+            if let Some(setting) = ours
+                && let Some(variable) = setting.variables.first()
+                && let Some(value) = enroot::translate(setting, &value)
+            {
+                self.directives.push(((*variable).into(), value));
+            }
+            if !enroot::says_no(&value) {
+                self.directives.push((name.into(), value));
+            }
+        }
+        self
+    }
+
     /// A variable of the environment that is not empty.
     #[must_use]
     pub fn variable(&self, name: &str) -> Option<OsString> {
+        if let Some((_, value)) = self
+            .directives
+            .iter()
+            .rev()
+            .find(|(known, _)| known == name)
+        {
+            return Some(value.clone());
+        }
         let value = match &self.environment {
             None => std::env::var_os(name),
             Some(variables) => variables

@@ -20,7 +20,7 @@ use super::named;
 use super::seed::Seed;
 
 /// Where the scratch is mounted.
-const PLACE: &str = "/sys";
+pub const PLACE: &str = "/sys";
 
 /// The scratch's directories.
 const LOWER: &str = "lower";

@@ -11,7 +11,7 @@
 //! - [`layers`]: the root file system above it, with its upper layer filled by a [`seed`]
 //! - [`rootfs`]: paths below that root, resolved as the container will
 //! - [`usual`], [`devices`], [`home`]: what is put into every root; [`fstab`], [`mounts`]: and how
-//! - [`additions`]: what the administrator, the user and the image add to all that
+//! - [`additions`]: what the administrator, the user and the image add to all that; [`hooks`] and the [`script`] that are run
 //! - [`environment`], [`privileges`] with [`seccomp`], [`program`]: the state and the execution of the program
 //!
 //! Besides: [`named`] containers and their [`export`], those [`running`] and how another program [`join`](mod@join)s them, [`temporary`] names on disk,
@@ -26,6 +26,7 @@ pub mod facts;
 pub mod fstab;
 pub mod handover;
 pub mod home;
+pub mod hooks;
 pub mod identity_map;
 pub mod image;
 pub mod join;
@@ -39,6 +40,7 @@ pub mod privileges;
 pub mod program;
 pub mod rootfs;
 pub mod running;
+pub mod script;
 pub mod seccomp;
 pub mod seed;
 pub mod start;

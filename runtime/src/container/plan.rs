@@ -12,7 +12,7 @@ use cista_images::squashfs::reader::Reader;
 
 use super::accounts::{self, Identity};
 use super::environment::{DEFAULT_PATH, Environment};
-use super::facts::{self, Facts, FactsError};
+use super::facts::{self, Facts, FactsError, Start};
 use super::home;
 use super::program;
 use super::seed::Seed;
@@ -29,8 +29,10 @@ const MAX_ACCOUNTS: u64 = 16 << 20;
 pub struct Plan {
     /// The command line.
     pub line: Vec<OsString>,
-    /// The program's environment.
+    /// The program's environment, but for what a login sets.
     pub environment: Environment,
+    /// What a login sets, where it is missing in the end.
+    pub login: Vec<(&'static str, OsString)>,
     /// Where it starts; None for the home directory.
     pub working_directory: Option<PathBuf>,
     /// Directories that stay writable when the root is not.
@@ -132,7 +134,10 @@ impl Plan {
         identity: &Identity,
         adapted: bool,
     ) -> Result<Self, PlanError> {
-        let facts = facts::read(view, adapted, host_variable)?;
+        let mut facts = facts::read(view, adapted, host_variable)?;
+        if spec.rc.is_some() {
+            facts.start = Start::Script;
+        }
         let read = |path| {
             view.read(Path::new(path), MAX_ACCOUNTS)
                 .map(Option::unwrap_or_default)
@@ -153,8 +158,9 @@ impl Plan {
             File::changed("/etc/passwd", &old_passwd, new_passwd),
             File::changed("/etc/group", &old_group, new_group),
         ];
-        let environment = environment(spec, &facts, identity, &shell);
+        let environment = environment(spec, &facts);
         Ok(Self {
+            login: login(identity, &shell),
             line: facts
                 .start
                 .command_line(&spec.command, OsStr::from_bytes(&shell)),
@@ -170,9 +176,8 @@ impl Plan {
     }
 }
 
-/// The image's variables, what is asked for, and what a login sets where it is still missing.
-fn environment(spec: &Spec, facts: &Facts, identity: &Identity, shell: &[u8]) -> Environment {
-    let text = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+/// The image's variables, then the terminal, what is added to every container, what is asked for.
+fn environment(spec: &Spec, facts: &Facts) -> Environment {
     let mut environment = facts.environment.clone();
     if let Some(terminal) = host_variable(OsStr::new("TERM")) {
         environment.set("TERM", terminal);
@@ -183,12 +188,18 @@ fn environment(spec: &Spec, facts: &Facts, identity: &Identity, shell: &[u8]) ->
     for (name, value) in &spec.environment {
         environment.set(name, value);
     }
-    environment.set_default("HOME", text(&identity.user.home));
-    environment.set_default("USER", text(&identity.user.name));
-    environment.set_default("LOGNAME", text(&identity.user.name));
-    environment.set_default("SHELL", text(shell));
-    environment.set_default("PATH", DEFAULT_PATH);
     environment
+}
+
+fn login(identity: &Identity, shell: &[u8]) -> Vec<(&'static str, OsString)> {
+    let text = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+    vec![
+        ("HOME", text(&identity.user.home)),
+        ("USER", text(&identity.user.name)),
+        ("LOGNAME", text(&identity.user.name)),
+        ("SHELL", text(shell)),
+        ("PATH", DEFAULT_PATH.into()),
+    ]
 }
 
 /// The places of the search path at which an image certainly has no such program, since asking a mounted image for them takes its time, and the first

@@ -4,7 +4,7 @@
 //! namespace of its own, a child becomes it, and the process stands for that.) It has one thread until then. Nothing has to be cleaned up after a failure or a `kill -9`, at any step: mounts, tmpfs and server end with the namespaces.
 
 use std::convert::Infallible;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,9 @@ use rustix::mount::{MountAttrFlags, UnmountFlags};
 
 use super::accounts;
 use super::additions::{self, Additions, AdditionsError};
+use super::facts::Start;
 use super::fstab::Entry;
+use super::hooks::{self, HookError};
 use super::identity_map::{self, IdMap, UserNamespaceError};
 use super::image::{self, ImageError, Lower};
 use super::layers::{self, Changes, Scratch};
@@ -46,6 +48,10 @@ pub struct Spec {
     pub mounts: Vec<Entry>,
     /// What is added to every container.
     pub additions: Additions,
+    /// The configuration script.
+    pub script: Option<PathBuf>,
+    /// The command script that replaces the image's.
+    pub rc: Option<Vec<u8>>,
     /// Variables that win over the image's.
     pub environment: Vec<(OsString, OsString)>,
     /// The command line; empty for the image's own.
@@ -104,6 +110,9 @@ pub enum StartError {
     /// What is added to every container cannot be used.
     #[error(transparent)]
     Additions(#[from] AdditionsError),
+    /// A hook stopped the start.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// A mount of a file failed.
     #[error("{place}")]
     Entry {
@@ -176,8 +185,12 @@ pub fn start(
     // What is mounted besides the usual: by the image, the administrator, the user, the command line.
     let mut entries = additions::image_mounts(&spec.root, &source)?;
     entries.extend_from_slice(&spec.additions.mounts);
-    entries.extend_from_slice(&spec.mounts);
     entries.sort_by_key(|entry| entry.pass);
+    entries.extend_from_slice(&spec.mounts);
+    let hooks = match hooks::are_there(spec) {
+        true => Some(hooks::Prepared::take()?),
+        false => None,
+    };
 
     // What the image says, read from the file where that tells all.
     let early = match (&source, &spec.root) {
@@ -220,7 +233,7 @@ pub fn start(
     let rootfs = Rootfs::new(layout.root);
 
     // What the root says, before anything is put over its files.
-    let plan = match early {
+    let mut plan = match early {
         Some(plan) => plan,
         None => {
             let is_adapted = match &spec.root {
@@ -258,11 +271,38 @@ pub fn start(
             tell(&format!("cannot make `{}`: {error}", plan.home.display()));
         }
     }
-    for (entry, source) in entries.iter().zip(sources) {
-        if plan.volumes.contains(&entry.target) && entry.is_inside {
-            continue;
+    let mut entries = entries.iter().zip(sources).peekable();
+    let volumes = plan.volumes.clone();
+    let mut mount_while = |is_wanted: &dyn Fn(&Entry) -> bool| {
+        while let Some((entry, source)) = entries.next_if(|(entry, _)| is_wanted(entry)) {
+            if !(entry.is_inside && volumes.contains(&entry.target)) {
+                mount_entry(&mounter, entry, source, warn)?;
+            }
         }
-        mount_entry(&mounter, entry, source, warn)?;
+        Ok::<_, StartError>(())
+    };
+
+    // What comes before the hooks, the hooks, and what they ask for; then the rest, the command line last.
+    mount_while(&|entry| entry.pass < 0 && entry.place.is_some())?;
+    let rc = match &spec.rc {
+        Some(content) => Some(rc_file(&scratch, content)?),
+        None => None,
+    };
+    let mut wishes = hooks::Wishes::default();
+    if let Some(hooks) = hooks {
+        wishes = hooks.run(spec, config, &rootfs, &mut plan.environment, umask)?;
+    }
+    mount_while(&|entry| entry.place.is_some())?;
+    for entry in &wishes.mounts {
+        mount_entry(&mounter, entry, mounts::source(entry), warn)?;
+    }
+    mount_while(&|_| true)?;
+    if let Some(mount) = rc.or(wishes.rc) {
+        mounter.place(mount, &usual::rc(), false)?;
+        plan.line = Start::Script.command_line(&spec.command, OsStr::new(""));
+    }
+    for (name, value) in std::mem::take(&mut plan.login) {
+        plan.environment.set_default(name, value);
     }
     if let Some(directory) = &plan.working_directory {
         // As enroot's command script does; where it cannot be made, entering it says so.
@@ -289,6 +329,16 @@ pub fn start(
     sys::process::close_on_exec_but(&spec.files).map_err(StartError::CloseFiles)?;
     privileges::give_up(inner_uid == 0, matches!(map, IdMap::Single { .. }))?;
     Err(program::execute(&plan.line, &plan.environment, &plan.absent).into())
+}
+
+/// A command script as a detached mount of a file.
+fn rc_file(scratch: &Scratch, content: &[u8]) -> Result<OwnedFd, StartError> {
+    let name = Path::new(layers::FILES).join("rc");
+    write_at(scratch.root(), &name, content).map_err(|source| StartError::File {
+        path: "/etc/rc".into(),
+        source,
+    })?;
+    Ok(scratch.part(&name)?)
 }
 
 /// Mounts an entry with what was taken for it. One that may fail says so, unless it is to be silent.

@@ -73,6 +73,15 @@ pub fn has(entry: &Entry) -> bool {
     }
 }
 
+/// Where a command script is mounted that replaces the image's.
+#[must_use]
+pub fn rc() -> Entry {
+    let flags = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV;
+    entry("/etc/rc", CreateOption::File, false, flags)
+}
+
 /// What is taken of the host.
 #[derive(Debug)]
 pub struct Taken {

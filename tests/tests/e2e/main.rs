@@ -16,6 +16,7 @@ mod config;
 mod containers;
 mod enroot;
 mod hardening;
+mod hooks;
 mod import;
 mod isolation;
 mod join;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         config::CASES,
         enroot::CASES,
         additions::CASES,
+        hooks::CASES,
     ];
     let outcome = Session::start(Profile::Debug, |text| eprintln!("    {text}"))
         .and_then(|session| run_all(session, &cases));
