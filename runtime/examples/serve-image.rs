@@ -59,6 +59,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
         cache_bytes: number(0, 256)? << 20,
+        unmounted: || {},
         threads: number(1, std::thread::available_parallelism()?.get())?,
     };
     let reader = Reader::open(File::open(image)?, 0)?;

@@ -23,7 +23,7 @@ mod version;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Arg, ArgAction, Args as _, FromArgMatches as _, Parser};
 
 pub use failure::{Failure, status};
 
@@ -76,10 +76,39 @@ enum Command {
     Version(version::Args),
 }
 
+/// The description of `start` as a program of its own.
+fn start_alone() -> clap::Command {
+    let verbose = Arg::new("verbose")
+        .short('V')
+        .long("verbose")
+        .action(ArgAction::SetTrue)
+        .help("Say more about what is done");
+    start::Args::augment_args(clap::Command::new("cista start"))
+        .disable_version_flag(true)
+        .arg(verbose)
+}
+
+/// Parses the command line. The description of all commands takes longer to build than a start has time for, so
+/// `start` gets by with its own.
+fn parse() -> Cli {
+    let mut arguments = std::env::args_os();
+    let program = arguments.next();
+    if arguments.next().is_none_or(|first| first != "start") {
+        return Cli::parse();
+    }
+    let matches = start_alone().get_matches_from(program.into_iter().chain(arguments));
+    Cli {
+        verbose: matches.get_flag("verbose"),
+        command: Command::Start(
+            start::Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()),
+        ),
+    }
+}
+
 /// Parses the command line, runs the command, shows its failure.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = parse();
     let name = std::env::args_os().next();
     let dialect = Dialect::of_program(name.as_deref());
     let load = || {
@@ -118,4 +147,31 @@ pub fn main() -> ExitCode {
         ui::failure(&failure);
         ExitCode::from(failure.status().unwrap_or(status::FAILURE))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        start_alone().debug_assert();
+    }
+
+    #[test]
+    fn start_is_described_alike() {
+        let mut all = Cli::command();
+        all.build();
+        let usual = all.find_subcommand_mut("start").unwrap();
+        let [usual, alone] = [usual, &mut start_alone()].map(|command| {
+            let help = command.render_help().to_string();
+            let mut lines: Vec<String> = help.lines().map(str::to_owned).collect();
+            lines.sort_unstable();
+            lines
+        });
+        assert_eq!(usual, alone);
+    }
 }

@@ -193,6 +193,7 @@ fn serve(
             gid: ids.1,
             cache_bytes: config.image_cache,
             threads: config.max_processors(),
+            unmounted: sys::process::end_elsewhere,
         };
         let foresight = program.map(|program| fuse::Foresight {
             files: Box::new(move |reader| loading::files(reader, &program)),

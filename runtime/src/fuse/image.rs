@@ -1,5 +1,6 @@
 //! What is served, and the first blocks of it, which are decoded before anybody asks for them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 
@@ -24,6 +25,8 @@ pub(super) struct Image {
     pub(super) nodes: Nodes,
     pub(super) files: OpenFiles,
     pub(super) ahead: Ahead,
+    /// Whether the foreseen blocks are still being decoded.
+    starting: AtomicBool,
 }
 
 impl Image {
@@ -37,11 +40,18 @@ impl Image {
             reader,
             files: OpenFiles::default(),
             ahead: Ahead::new(threads(options)),
+            starting: AtomicBool::new(false),
         }
     }
 
     pub(super) fn inode(&self, nodeid: u64) -> Result<Inode, ReadError> {
         self.reader.inode(self.nodes.reference(nodeid))
+    }
+
+    /// Whether what is read now was foreseen, for the most part. Then it comes from one process, one READ after the other, and more
+    /// threads would cost the start more than they bring.
+    pub(super) fn is_starting(&self) -> bool {
+        self.starting.load(Ordering::Relaxed)
     }
 
     /// Begins to decode the beginnings of files that will be read soon, on a thread of its own. To be called by the thread that will answer.
@@ -50,6 +60,7 @@ impl Image {
         foresight: Foresight,
         scope: &'scope Scope<'scope, '_>,
     ) {
+        self.starting.store(true, Ordering::Relaxed);
         let sharing = Sharing::of(foresight.reader_processor);
         let theirs = sharing.clone();
         // Without this thread, everything is only slower.
@@ -59,12 +70,15 @@ impl Image {
                 let keep_out = theirs.map(Sharing::keep_out);
                 self.decode((foresight.files)(&self.reader));
                 drop(keep_out);
+                self.starting.store(false, Ordering::Relaxed);
                 if self.ahead.enlist() {
                     self.ahead.help(&self.reader);
                 }
             });
-        if let (Ok(_), Some(sharing)) = (started, sharing) {
-            sharing.move_in();
+        match (started, sharing) {
+            (Ok(_), Some(sharing)) => sharing.move_in(),
+            (Ok(_), None) => {}
+            (Err(_), _) => self.starting.store(false, Ordering::Relaxed),
         }
     }
 

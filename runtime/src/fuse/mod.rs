@@ -69,6 +69,8 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Threads that may answer requests, and as many that may decode blocks ahead.
     pub threads: usize,
+    /// Called by the first thread that notices that the file system is gone, before anything is given back. It may end the process.
+    pub unmounted: fn(),
 }
 
 /// Why a server ended before its file system was unmounted.

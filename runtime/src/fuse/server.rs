@@ -27,6 +27,7 @@ pub(super) struct Server<'a> {
     image: &'a Image,
     connection: Connection,
     threads: usize,
+    unmounted: fn(),
     /// Threads that answer requests.
     serving: AtomicUsize,
     /// Of them, those that wait for one.
@@ -79,6 +80,7 @@ impl<'a> Server<'a> {
             image,
             connection,
             threads: threads(options),
+            unmounted: options.unmounted,
             serving: AtomicUsize::new(1),
             waiting: AtomicUsize::new(0),
         }
@@ -101,6 +103,7 @@ impl<'a> Server<'a> {
             let received = self.connection.receive(&mut buffer);
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             let Some(request) = received.map_err(ServeError::Receive)? else {
+                (self.unmounted)();
                 return Ok(());
             };
             let result = match self.handle(&request, scope) {
@@ -236,11 +239,12 @@ impl<'a> Server<'a> {
             .map(|(number, _)| *number);
         let missed = missing.next().is_some();
         let streak = file.streak(&range);
+        let missed = missed && !self.image.is_starting();
         if missed {
             // This takes a while: others should be able to ask meanwhile.
             self.recruit(scope);
         }
-        if missed || streak > 0 {
+        if missed || (streak > 0 && !self.image.is_starting()) {
             // What this READ needs comes first; then what the next ones will probably need.
             let behind = extents.last().map_or(0, |(number, _)| number + 1);
             let further = file.wanted(&self.image.reader, behind, ahead_count(streak));

@@ -93,6 +93,7 @@ impl Kernel {
             gid: GID,
             cache_bytes,
             threads,
+            unmounted: || {},
         };
         let server = std::thread::spawn(move || {
             serve(
