@@ -39,22 +39,23 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
         threads: context.config.max_processors(),
         cancel: &Cancel::new(),
     })
-    .map_err(|error| {
-        let hint = match &error {
-            ContainerError::Exists { .. } => Some("`-f` replaces it, `-n` gives another name"),
-            ContainerError::Busy { .. } => {
-                Some("end it first; `cista list -f` shows its processes")
-            }
-            _ => None,
-        };
-        let failure = Failure::from(error);
-        match hint {
-            Some(hint) => failure.with_hint(hint),
-            None => failure,
-        }
-    })?;
+    .map_err(failure)?;
     if context.verbose {
         ui::message(format!("created container `{}`", name.display()));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How a container that cannot be made is shown.
+pub(super) fn failure(error: ContainerError) -> Failure {
+    let hint = match &error {
+        ContainerError::Exists { .. } => Some("`-f` replaces it, `-n` gives another name"),
+        ContainerError::Busy { .. } => Some("end it first; `cista list -f` shows its processes"),
+        _ => None,
+    };
+    let failure = Failure::from(error);
+    match hint {
+        Some(hint) => failure.with_hint(hint),
+        None => failure,
+    }
 }

@@ -13,6 +13,7 @@ mod failure;
 mod import;
 mod inspect;
 mod list;
+mod load;
 mod login;
 mod remove;
 mod run;
@@ -60,6 +61,7 @@ struct Cli {
 enum Command {
     Import(import::Args),
     Create(create::Args),
+    Load(load::Args),
     Start(start::Args),
     Batch(batch::Args),
     Run(run::Args),
@@ -96,7 +98,11 @@ fn parse() -> Cli {
     if arguments.next().is_none_or(|first| first != "start") {
         return Cli::parse();
     }
-    let matches = start_alone().get_matches_from(program.into_iter().chain(arguments));
+    let dialect = Dialect::of_program(program.as_deref());
+    let matches = start_alone()
+        .no_binary_name(true)
+        .bin_name(format!("{} start", dialect.name()))
+        .get_matches_from(arguments);
     Cli {
         verbose: matches.get_flag("verbose"),
         command: Command::Start(
@@ -127,6 +133,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Import(args) => import::run(args, &context),
             Command::Create(args) => create::run(args, &context),
+            Command::Load(args) => load::run(args, &context),
             Command::Start(args) => start::run(args, &context),
             Command::Batch(args) => batch::run(args, &context),
             Command::Run(args) => run::run(args, &context),

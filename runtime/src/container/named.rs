@@ -352,18 +352,29 @@ pub struct Creation<'a> {
     pub cancel: &'a Cancel,
 }
 
+/// Checks that a container may be made, as far as that can be known before.
+///
+/// # Errors
+///
+/// A bad name; [`ContainerError::Exists`] where one exists that is not to be replaced.
+pub fn check_free(data_path: &Path, name: &OsStr, replace: bool) -> Result<(), ContainerError> {
+    check_name(name)?;
+    if !replace && data_path.join(name).symlink_metadata().is_ok() {
+        return Err(ContainerError::Exists {
+            name: name.to_string_lossy().into_owned(),
+        });
+    }
+    Ok(())
+}
+
 /// Makes a container.
 ///
 /// # Errors
 ///
 /// The step that failed; nothing is left behind then.
 pub fn create(creation: &Creation<'_>) -> Result<(), ContainerError> {
-    check_name(creation.name)?;
-    let name = || creation.name.to_string_lossy().into_owned();
+    check_free(creation.data_path, creation.name, creation.replace)?;
     let directory = creation.data_path.join(creation.name);
-    if !creation.replace && directory.symlink_metadata().is_ok() {
-        return Err(ContainerError::Exists { name: name() });
-    }
     let image = fs::canonicalize(creation.image).map_err(system("open", creation.image))?;
     let file = fs::File::open(&image).map_err(system("open", &image))?;
     let copy = file.try_clone().map_err(system("open", &image))?;

@@ -20,6 +20,7 @@ mod hooks;
 mod import;
 mod isolation;
 mod join;
+mod load;
 mod logins;
 mod namespaces;
 mod oracle;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         enroot::CASES,
         additions::CASES,
         hooks::CASES,
+        load::CASES,
     ];
     let outcome = Session::start(Profile::Debug, |text| eprintln!("    {text}"))
         .and_then(|session| run_all(session, &cases));
