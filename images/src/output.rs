@@ -328,9 +328,6 @@ fn check_target(
             path: path.to_owned(),
             source: errno.into(),
         }),
-        Ok(_) if !overwrite => Err(OutputError::Exists {
-            path: path.to_owned(),
-        }),
         // A symbolic link is replaced, as rename(2) does, never followed.
         Ok(stat)
             if !matches!(
@@ -342,6 +339,9 @@ fn check_target(
                 path: path.to_owned(),
             })
         }
+        Ok(_) if !overwrite => Err(OutputError::Exists {
+            path: path.to_owned(),
+        }),
         Ok(_) => Ok(()),
     }
 }

@@ -24,6 +24,11 @@ pub enum Event {
         /// Size of the blob.
         size: u64,
     },
+    /// More bytes have arrived of an archive that must be here as a whole before it can be read.
+    ArchiveReceived {
+        /// Bytes that arrived since the last event.
+        bytes: u64,
+    },
     /// More bytes of a layer blob have arrived.
     LayerFetched {
         /// Position of the layer in the manifest, 0 being the lowest.

@@ -1,4 +1,4 @@
-//! What the user typed to name an image: `docker://…`, `oci:…`, `docker-archive:…`, `dir:…`, `tar:…`.
+//! What the user typed to name an image: `docker://…`, `dockerd://…`, `podman://…`, `oci:…`, `docker-archive:…`, `dir:…`, `tar:…`, `-`.
 //!
 //! Pure parsing: nothing here looks at a disk or a network. `docker://` follows enroot 4 (its URIs must keep working) with the grammar
 //! of the OCI distribution specification for names and tags; the other schemes follow containers-transports(5).
@@ -6,19 +6,20 @@
 //! Where a path is followed by `:TAG`, the path ends at the first colon after its last slash: `oci:/a:b/c:d` is the path `/a:b/c` and
 //! the tag `d`. For a path whose last component holds a colon, put a slash or the tag behind it.
 
+mod local;
 mod registry;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+pub use local::LocalImage;
 pub use registry::{DOCKER_HUB, RegistryReference, check_registry};
 
 use crate::digest::{Digest, DigestError};
 
 /// The schemes that exist, as shown to a user who gave another one.
-pub const SCHEMES: &str =
-    "docker://IMAGE, oci:DIR, oci-archive:FILE, docker-archive:FILE, dir:PATH, tar:FILE";
+pub const SCHEMES: &str = "docker://IMAGE, dockerd://IMAGE, podman://IMAGE, oci:DIR, oci-archive:FILE, docker-archive:FILE, dir:PATH, tar:FILE, -";
 
 /// Where an image comes from, as typed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +36,12 @@ pub enum Reference {
     Directory(PathBuf),
     /// `tar:FILE`: a root file system as a tar; `tar:-` is standard input.
     Tar(TarFile),
+    /// `dockerd://IMAGE[:TAG]`: an image of the Docker daemon of this machine.
+    Docker(LocalImage),
+    /// `podman://IMAGE[:TAG]`: an image of the user's podman.
+    Podman(LocalImage),
+    /// `-`: an image archive or a root file system on standard input, whichever comes.
+    Stdin,
 }
 
 /// An image among those in a local directory or archive.
@@ -130,7 +137,8 @@ impl Reference {
                 stem
             }
             Self::Directory(path) | Self::Tar(TarFile::Path(path)) => path_stem(path)?,
-            Self::Tar(TarFile::Stdin) => return None,
+            Self::Docker(image) | Self::Podman(image) => image.file_stem(),
+            Self::Tar(TarFile::Stdin) | Self::Stdin => return None,
         };
         Some(format!("{stem}.sqsh"))
     }
@@ -170,6 +178,15 @@ impl FromStr for Reference {
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
         if let Some(rest) = text.strip_prefix("docker://") {
             return rest.parse().map(Self::Registry);
+        }
+        if let Some(rest) = text.strip_prefix("dockerd://") {
+            return rest.parse().map(Self::Docker);
+        }
+        if let Some(rest) = text.strip_prefix("podman://") {
+            return rest.parse().map(Self::Podman);
+        }
+        if text == "-" {
+            return Ok(Self::Stdin);
         }
         let unknown = || ReferenceError::Scheme {
             text: text.to_owned(),
@@ -249,6 +266,9 @@ impl fmt::Display for Reference {
             Self::Directory(path) => write!(f, "dir:{}", path.display()),
             Self::Tar(TarFile::Path(path)) => write!(f, "tar:{}", path.display()),
             Self::Tar(TarFile::Stdin) => f.write_str("tar:-"),
+            Self::Docker(image) => write!(f, "dockerd://{image}"),
+            Self::Podman(image) => write!(f, "podman://{image}"),
+            Self::Stdin => f.write_str("-"),
         }
     }
 }
@@ -317,6 +337,9 @@ mod tests {
             "dir:/srv/root",
             "tar:root.tar.gz",
             "tar:-",
+            "-",
+            "dockerd://x:1",
+            "podman://localhost/a/b:1",
         ] {
             assert_eq!(parse(text).to_string(), text);
             assert_eq!(parse(text).canonical(), text);
@@ -344,6 +367,10 @@ mod tests {
             ("tar:root.tar.zst", "root.sqsh"),
             ("tar:root.tgz", "root.sqsh"),
             ("tar:.tar", ".tar.sqsh"),
+            ("dockerd://ubuntu", "ubuntu+latest.sqsh"),
+            ("dockerd://quay.io/a/b:1", "a+b+1.sqsh"),
+            ("podman://localhost/mine:2", "mine+2.sqsh"),
+            ("podman://0123456789ab", "0123456789ab.sqsh"),
         ] {
             assert_eq!(
                 parse(text).default_file_name().as_deref(),
@@ -361,8 +388,6 @@ mod tests {
             "",
             "ubuntu",
             "ubuntu:22.04",
-            "dockerd://ubuntu",
-            "podman://ubuntu",
             "docker:ubuntu",
             "http://x",
             "OCI:x",

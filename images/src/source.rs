@@ -6,6 +6,8 @@
 //! | `oci:`, `oci-archive:` | an OCI image layout | `layout.rs` |
 //! | `docker-archive:` | what `docker save` writes | `docker_archive.rs` |
 //! | `tar:` | a root file system as one tar | `flat.rs` |
+//! | `-` | whichever archive comes on standard input | `stream.rs` |
+//! | `dockerd://`, `podman://` | an engine of this machine | `engine.rs`, `stream.rs` |
 //! | `dir:` | has no layers: [`crate::pack`] makes the image | |
 //!
 //! A source finds the manifest and the config (`resolve.rs`, `document.rs`) and gives the layers as verified streams (`verified.rs`).
@@ -14,9 +16,11 @@
 pub(crate) mod archive;
 mod docker_archive;
 pub(crate) mod document;
+mod engine;
 mod flat;
 mod layout;
 pub(crate) mod resolve;
+mod stream;
 pub(crate) mod verified;
 
 use std::error::Error;
@@ -25,6 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use document::DocumentError;
+pub use engine::EngineError;
 
 use crate::cancel::{Cancel, Cancelled};
 use crate::digest::Digest;
@@ -111,6 +116,10 @@ pub struct Settings {
     pub registry: crate::registry::Settings,
     /// Where blobs are kept and found again; None to keep nothing.
     pub store: Option<Arc<Store>>,
+    /// Where an archive that comes as a stream is kept, without a name, while it is read; None for `/var/tmp`.
+    pub temporary: Option<PathBuf>,
+    /// The socket of the Docker daemon; None for `/var/run/docker.sock`.
+    pub docker_socket: Option<PathBuf>,
 }
 
 /// Opens the source that a reference names. Touches no network yet.
@@ -131,6 +140,9 @@ pub fn open(reference: &Reference, settings: &Settings) -> Result<Box<dyn Source
         }
         Reference::Tar(TarFile::Path(path)) => Box::new(flat::FlatTar::file(path)?),
         Reference::Tar(TarFile::Stdin) => Box::new(flat::FlatTar::stdin()?),
+        Reference::Stdin | Reference::Docker(_) | Reference::Podman(_) => {
+            Box::new(stream::StreamSource::new(reference.clone(), settings))
+        }
     })
 }
 
@@ -143,6 +155,17 @@ pub enum SourceError {
     /// The store did not.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// An engine of this machine does not give the image.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// An archive that comes as a stream cannot be kept while it is read.
+    #[error("cannot keep the archive in `{path}` while it is read")]
+    Spool {
+        /// The directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The caller asked to stop.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
@@ -304,6 +327,8 @@ impl SourceError {
             Self::Platform { .. } => "choose another architecture with `--arch`".to_owned(),
             Self::Registry(error) => return error.hint(),
             Self::Store(error) => return error.hint(),
+            Self::Engine(error) => return error.hint(),
+            Self::Spool { .. } => "`CISTA_TEMP_PATH` names another directory for it".to_owned(),
             _ => return None,
         })
     }

@@ -64,6 +64,8 @@ pub const TESTS: &[Package] = &[
         "bwrap",
         "turns user namespaces off for a test",
     ),
+    package("docker.io", "dockerd", "a daemon to import from"),
+    package("podman", "podman", "a storage to import from"),
     package("attr", "setfattr", "gives test files extended attributes"),
 ];
 

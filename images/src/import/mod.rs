@@ -121,10 +121,10 @@ pub struct Summary {
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// A layer cannot be read, is malformed, or does not fit the others.
-    #[error("cannot use {layer}")]
+    #[error("cannot use {what}")]
     Layer {
-        /// Which one.
-        layer: LayerName,
+        /// Which one: `layer 3 (…)`, or the file where there is no image but one tar.
+        what: String,
         /// What is wrong.
         source: LayerError,
     },
@@ -355,7 +355,10 @@ fn read_layers(
             // malformed because the blob is damaged, the damage is what should be told.
             let verified = stream.drain().map_err(LayerError::Stream);
             verified.and(result).map_err(|source| ImportError::Layer {
-                layer: *name,
+                what: match image.config {
+                    Some(_) => name.to_string(),
+                    None => format!("`{}`", image.reference),
+                },
                 source,
             })?;
         }

@@ -94,11 +94,19 @@ pub(crate) struct Archive {
 impl Archive {
     /// Opens an archive and walks its headers.
     pub(crate) fn open(path: &Path) -> Result<Self, SourceError> {
+        let file = File::open(path).map_err(|source| SourceError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::of(file, path)
+    }
+
+    /// An archive in an open file, which `path` names in messages.
+    pub(crate) fn of(file: File, path: &Path) -> Result<Self, SourceError> {
         let unreadable = |source| SourceError::Read {
             path: path.to_owned(),
             source,
         };
-        let file = File::open(path).map_err(unreadable)?;
         let metadata = file.metadata().map_err(unreadable)?;
         let not_an_archive = |problem: String| SourceError::NotA {
             path: path.to_owned(),
@@ -133,6 +141,11 @@ impl Archive {
         &self.path
     }
 
+    /// Whether there is such a file in the archive.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.member(name).is_some()
+    }
+
     /// The content of a member; None when there is no such file in the archive.
     pub(crate) fn member(&self, name: &str) -> Option<FileRange> {
         let mut name = normalize(name)?;
@@ -153,7 +166,7 @@ impl Archive {
 }
 
 /// What a file that is no tar is compressed with, by its first bytes.
-fn compression_of(magic: &[u8]) -> Option<&'static str> {
+pub(super) fn compression_of(magic: &[u8]) -> Option<&'static str> {
     [
         (&b"\x1f\x8b"[..], "gzip"),
         (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -187,7 +200,8 @@ impl<R: Seek> Seek for Budget<R> {
     }
 }
 
-fn index(file: &File, length: u64) -> io::Result<HashMap<String, Member>> {
+fn index(mut file: &File, length: u64) -> io::Result<HashMap<String, Member>> {
+    file.rewind()?;
     let mut archive = tar::Archive::new(Budget {
         inner: BufReader::with_capacity(4096, file),
         left: MAX_HEADERS,

@@ -60,6 +60,16 @@ impl DockerArchive {
         })
     }
 
+    /// The only image of an archive, which `reference` names.
+    pub(super) fn of(archive: Archive, reference: String) -> Self {
+        Self {
+            archive,
+            name: None,
+            digest: None,
+            reference,
+        }
+    }
+
     fn not_an_archive(&self, problem: String) -> SourceError {
         SourceError::NotA {
             path: self.archive.path().to_owned(),

@@ -3,7 +3,7 @@
 //! What `docker export` and `debootstrap`-like tools write. One layer, no manifest, no config; compressed or not is for the decoder to see.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Cursor, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -31,8 +31,8 @@ enum Input {
         range: FileRange,
         size: u64,
     },
-    /// Can be taken once. Pipes named by a path are the same.
-    Stream(Mutex<Option<File>>),
+    /// Can be taken once: bytes that were read already, and where the others come from. Pipes named by a path are the same.
+    Stream(Mutex<Option<(Vec<u8>, File)>>),
 }
 
 impl FlatTar {
@@ -57,7 +57,7 @@ impl FlatTar {
                 size: metadata.len(),
             }
         } else {
-            Input::Stream(Mutex::new(Some(file)))
+            Input::Stream(Mutex::new(Some((Vec::new(), file))))
         };
         Ok(Self {
             input,
@@ -66,18 +66,47 @@ impl FlatTar {
     }
 
     pub(super) fn stdin() -> Result<Self, SourceError> {
-        let handle = rustix::stdio::stdin()
-            .as_fd()
-            .try_clone_to_owned()
+        Ok(Self::stream(Vec::new(), stdin()?, "tar:-".to_owned()))
+    }
+
+    /// A stream of which the first bytes were read already.
+    pub(super) fn stream(start: Vec<u8>, rest: File, reference: String) -> Self {
+        Self {
+            input: Input::Stream(Mutex::new(Some((start, rest)))),
+            reference,
+        }
+    }
+
+    /// All of a file, which `path` names in messages.
+    pub(super) fn whole(file: File, path: PathBuf, reference: String) -> Result<Self, SourceError> {
+        let size = file
+            .metadata()
             .map_err(|source| SourceError::Read {
-                path: PathBuf::from("-"),
+                path: path.clone(),
                 source,
-            })?;
+            })?
+            .len();
         Ok(Self {
-            input: Input::Stream(Mutex::new(Some(File::from(handle)))),
-            reference: "tar:-".to_owned(),
+            input: Input::File {
+                path,
+                range: FileRange::whole(file, size),
+                size,
+            },
+            reference,
         })
     }
+}
+
+/// Standard input.
+pub(super) fn stdin() -> Result<File, SourceError> {
+    let handle = rustix::stdio::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| SourceError::Read {
+            path: PathBuf::from("-"),
+            source,
+        })?;
+    Ok(File::from(handle))
 }
 
 impl Source for FlatTar {
@@ -121,16 +150,25 @@ impl Source for FlatTar {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .take()
-                .map(|file| Box::new(Interruptible { file, task }) as Box<dyn Read + Send + 'a>)
+                .map(|(start, file)| {
+                    let rest = Interruptible::new(file, task);
+                    Box::new(Cursor::new(start).chain(rest)) as Box<dyn Read + Send + 'a>
+                })
                 .ok_or(SourceError::ReadTwice),
         }
     }
 }
 
 /// Reads a pipe, and stops when the caller wishes it even while the other end is silent.
-struct Interruptible<'a> {
+pub(super) struct Interruptible<'a> {
     file: File,
     task: Task<'a>,
+}
+
+impl<'a> Interruptible<'a> {
+    pub(super) fn new(file: File, task: Task<'a>) -> Self {
+        Self { file, task }
+    }
 }
 
 impl Read for Interruptible<'_> {

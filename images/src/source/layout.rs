@@ -117,6 +117,16 @@ impl OciLayout {
         Ok(Self::at(Place::Archive(archive), local, reference))
     }
 
+    /// The only image of an archive, which `reference` names.
+    pub(super) fn of(archive: Archive, reference: String) -> Self {
+        Self {
+            place: Place::Archive(archive),
+            name: None,
+            digest: None,
+            reference,
+        }
+    }
+
     fn at(place: Place, local: &LocalReference, reference: &Reference) -> Self {
         Self {
             place,

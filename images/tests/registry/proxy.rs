@@ -94,6 +94,7 @@ fn malformed_proxies_are_refused_without_showing_them() {
             ..quick()
         },
         store: None,
+        ..source::Settings::default()
     };
     let Err(error) = source::open(&"docker://x".parse().unwrap(), &settings) else {
         panic!("a malformed proxy was accepted");

@@ -212,6 +212,7 @@ pub(crate) fn open(
     let settings = source::Settings {
         registry,
         store: store.cloned(),
+        ..source::Settings::default()
     };
     source::open(&reference, &settings).unwrap()
 }

@@ -32,8 +32,10 @@ use crate::ui::progress::ImportProgress;
 ///
 /// URI is one of
 ///   docker://[USER@][REGISTRY/]IMAGE[:TAG][@DIGEST]
+///   dockerd://IMAGE[:TAG]   podman://IMAGE[:TAG]   (of this machine)
 ///   oci:DIR[:TAG]   oci-archive:FILE[:TAG]   docker-archive:FILE[:TAG]
-///   tar:FILE   dir:PATH   (a plain root file system; `tar:-` is standard input)
+///   tar:FILE   dir:PATH   (a plain root file system)
+///   -   (what comes on standard input: one of the archives above, or a tar)
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Args {
@@ -44,8 +46,11 @@ pub(super) struct Args {
     #[arg(short, long)]
     force: bool,
     /// Say nothing but warnings and errors
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
+    /// Tell what happens as JSON on stdout, one object a line; see docs/import.md
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     source: SourceOptions,
     #[command(flatten)]
@@ -57,8 +62,8 @@ pub(super) struct Args {
 /// Where an image comes from; shared by the commands that take a URI.
 #[derive(Debug, clap::Args)]
 pub(super) struct SourceOptions {
-    /// Processor architecture, such as `amd64` or `arm64/v8`; the machine's own when left out
-    #[arg(short, long, value_name = "ARCH")]
+    /// Processor architecture, such as `amd64`, `arm64/v8` or `linux/arm64`; the machine's own when left out
+    #[arg(short, long, alias = "platform", value_name = "ARCH")]
     arch: Option<String>,
 }
 
@@ -136,7 +141,11 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
     let output =
         Output::create(&path, args.force || context.config.force).map_err(output_failure)?;
     let options = args.image.options(&config, context);
-    let progress = ImportProgress::new(args.quiet);
+    let progress = if args.json {
+        ImportProgress::json()
+    } else {
+        ImportProgress::new(args.quiet)
+    };
     let task = Task {
         progress: &progress,
         cancel: &cancel,
@@ -154,7 +163,16 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
     progress.finish();
     let summary = made?;
     output.commit().map_err(output_failure)?;
-    if !args.quiet {
+    if args.json {
+        ui::data(serde_json::json!({
+            "event": "done",
+            "path": path.display().to_string(),
+            "bytes": summary.size,
+            "content": summary.content,
+            "read": progress.merged(),
+            "seconds": start.elapsed().as_secs_f64(),
+        }));
+    } else if !args.quiet {
         ui::message(format_args!(
             "imported `{}` into `{}`: {}",
             reference.canonical(),
@@ -225,7 +243,13 @@ pub(super) fn open(
         }
         _ => config.registry.clone(),
     };
-    source::open(reference, &source::Settings { registry, store }).map_err(|error| {
+    let settings = source::Settings {
+        registry,
+        store,
+        temporary: config.temporary.clone(),
+        docker_socket: config.docker_socket.clone(),
+    };
+    source::open(reference, &settings).map_err(|error| {
         let hint = source::hint(&error);
         hinted(Failure::new(error), hint)
     })
@@ -260,6 +284,9 @@ fn expansion_hint(error: &(dyn Error + 'static)) -> Option<String> {
 pub(super) fn output_failure(error: OutputError) -> Failure {
     let hint = match &error {
         OutputError::Exists { .. } => Some("`-f` replaces it, `-o FILE` names another".to_owned()),
+        OutputError::NotRegular { .. } | OutputError::NoName { .. } => {
+            Some("name a file that is to be made: `-o DIR/FILE.sqsh`".to_owned())
+        }
         error => source::hint(error),
     };
     hinted(Failure::new(error), hint)

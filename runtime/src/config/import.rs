@@ -4,6 +4,7 @@
 //! follows: OpenSSL's for certificates, curl's for proxies (of which `http_proxy` is read in lower case only, because
 //! a CGI client could set the other), and reproducible-builds.org's for time stamps.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,10 @@ pub struct ImportConfig {
     pub compression: Compression,
     /// Time stamp of everything in an image, in seconds since 1970. `SOURCE_DATE_EPOCH`.
     pub time: Option<u32>,
+    /// Where an archive that comes as a stream is kept while it is imported. `CISTA_TEMP_PATH`, the cache.
+    pub temporary: Option<PathBuf>,
+    /// The socket of the Docker daemon. `DOCKER_HOST`, which must be `unix://PATH`.
+    pub docker_socket: Option<PathBuf>,
     /// Bytes of decoded layers that may wait to be merged. `CISTA_IMPORT_MEMORY`, 128 MiB.
     pub memory: Option<usize>,
     /// Bytes that every layer may expand to, however small it is; a larger one may expand to a hundred times its size as
@@ -80,6 +85,13 @@ impl ImportConfig {
         let memory = sources.size(&settings::IMPORT_MEMORY)?;
         Ok(Self {
             memory: memory.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+            temporary: sources
+                .path(&settings::TEMP_PATH)
+                .or_else(|| sources.directory(&settings::CACHE_PATH).ok()),
+            docker_socket: sources.parsed(&settings::DOCKER_HOST, |text| {
+                let path = text.strip_prefix("unix://")?;
+                path.starts_with('/').then(|| PathBuf::from(path))
+            })?,
             layer_size: sources.size(&settings::MAX_LAYER_SIZE)?,
             registry,
             password: sources.text(&settings::PASSWORD)?.map(Secret::new),

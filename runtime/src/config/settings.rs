@@ -183,6 +183,10 @@ settings! {
         Kind::Directory { xdg: "XDG_CONFIG_HOME", below_home: ".config" },
         "$XDG_CONFIG_HOME/cista", "Configuration of the user: `cista.toml`, `environ.d`, `mounts.d`, `hooks.d`.";
 
+    TEMP_PATH: "paths" "temp", ["CISTA_TEMP_PATH"], Some("ENROOT_TEMP_PATH"),
+        Kind::Path,
+        "the cache", "Where an image archive that comes as a stream is kept while it is imported.";
+
     MAX_PROCESSORS: "limits" "max_processors", ["CISTA_MAX_PROCESSORS"], Some("ENROOT_MAX_PROCESSORS"),
         Kind::Number { from: 1, to: 1024 },
         "those that the process may use", "Threads that compress and decompress.";
@@ -231,6 +235,9 @@ settings! {
     COMPRESSION: "import" "compression", ["CISTA_COMPRESSION"], Some("ENROOT_SQUASH_OPTIONS"),
         Kind::Compression,
         "zstd:1", "How images are compressed.";
+    DOCKER_HOST: "import" "docker_host", ["DOCKER_HOST"], Some("DOCKER_HOST"),
+        Kind::Text,
+        "unix:///var/run/docker.sock", "The socket of the Docker daemon, for `dockerd://`.";
     TIME: "import" "time", ["SOURCE_DATE_EPOCH"], None,
         Kind::Number { from: 0, to: u32::MAX },
         "what the layers say", "Time stamp of everything in an image, in seconds since 1970.";
@@ -244,7 +251,7 @@ settings! {
         "no", "Whether registries may be reached without encryption.";
     MAX_CONNECTIONS: "transfer" "max_connections", ["CISTA_MAX_CONNECTIONS"], Some("ENROOT_MAX_CONNECTIONS"),
         Kind::Number { from: 1, to: 256 },
-        "8", "Connections to a registry at the same time.";
+        "10", "Connections to a registry at the same time, each for a layer or a part of one.";
     CONNECT_TIMEOUT: "transfer" "connect_timeout", ["CISTA_CONNECT_TIMEOUT"], Some("ENROOT_CONNECT_TIMEOUT"),
         Kind::Seconds,
         "20", "How long a connection may take to come about, in seconds.";

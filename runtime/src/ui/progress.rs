@@ -1,4 +1,4 @@
-//! Progress of an import: bars on a terminal, a plain line every few seconds elsewhere.
+//! Progress of an import: bars on a terminal, a plain line every few seconds elsewhere, events as JSON for programs (`docs/import.md`).
 //!
 //! Drawing happens in the events themselves, at most twenty times a second; there is no thread that draws, since a start
 //! that follows an import wants none.
@@ -11,9 +11,12 @@ use std::time::{Duration, Instant};
 use cista_images::progress::{Event, Progress};
 use cista_images::source::ResolvedImage;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
 
 /// Time between two plain lines.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// Time between two JSON events of progress.
+const JSON_INTERVAL: Duration = Duration::from_secs(1);
 /// Most layers whose lines stay when they are done.
 const MAX_LINES: usize = 16;
 
@@ -34,6 +37,8 @@ enum View {
     Plain(Instant),
     /// A line a layer, and a total.
     Bars(Bars),
+    /// Events on stdout; when progress was last told.
+    Json(Instant),
 }
 
 struct Bars {
@@ -47,6 +52,8 @@ struct Bars {
 struct Totals {
     /// None where a source cannot tell.
     size: Option<u64>,
+    /// Of an archive that has to be here before anything else.
+    received: u64,
     fetched: u64,
     merged: u64,
     layers: Vec<Layer>,
@@ -82,9 +89,23 @@ impl ImportProgress {
         }
     }
 
+    /// Progress as events on stdout, one JSON object a line.
+    #[must_use]
+    pub fn json() -> Self {
+        Self {
+            state: Mutex::new(State {
+                view: View::Json(Instant::now()),
+                totals: Totals::default(),
+            }),
+        }
+    }
+
     /// Tells what the image consists of, before its layers are imported.
     pub fn begin(&self, image: &ResolvedImage) {
         let mut state = self.lock();
+        if let View::Json(_) = state.view {
+            tell_image(image);
+        }
         let State { view, totals } = &mut *state;
         let layers = image.layers.iter().enumerate().map(|(index, layer)| {
             let digest = layer
@@ -148,8 +169,55 @@ impl Progress for ImportProgress {
                 _ => {}
             },
             View::Bars(bars) => bars.take(&event, totals),
+            View::Json(last) => tell(event, totals, last),
         }
     }
+}
+
+/// An event as a line of JSON. Layers are numbered from 1, as in messages; sizes are bytes.
+fn tell(event: Event, totals: &Totals, last: &mut Instant) {
+    let value = match event {
+        Event::Warning(text) => json!({"event": "warning", "message": text}),
+        Event::LayerCached {
+            layer,
+            digest,
+            size,
+        } => {
+            json!({"event": "layer_cached", "layer": layer + 1, "digest": digest.to_string(), "bytes": size})
+        }
+        Event::LayerComplete { layer } => {
+            let bytes = totals.layers.get(layer).and_then(|layer| layer.size);
+            json!({"event": "layer_fetched", "layer": layer + 1, "bytes": bytes})
+        }
+        _ if last.elapsed() < JSON_INTERVAL => return,
+        Event::Waiting { layer, holder } => {
+            *last = Instant::now();
+            json!({"event": "waiting", "layer": layer.map(|layer| layer + 1), "for": holder.to_string()})
+        }
+        Event::ArchiveReceived { .. } => {
+            *last = Instant::now();
+            json!({"event": "receiving", "bytes": totals.received})
+        }
+        Event::LayerFetched { .. } | Event::LayerMerged { .. } => {
+            *last = Instant::now();
+            json!({"event": "progress", "bytes": totals.size, "fetched": totals.fetched, "merged": totals.merged})
+        }
+        Event::Resolved { .. } => return,
+    };
+    super::data(value);
+}
+
+fn tell_image(image: &ResolvedImage) {
+    let layers = image.layers.iter().enumerate().map(|(index, layer)| {
+        let digest = layer.digest.map(|digest| digest.to_string());
+        json!({"layer": index + 1, "digest": digest, "bytes": layer.size})
+    });
+    super::data(json!({
+        "event": "resolved",
+        "reference": image.reference,
+        "digest": image.digest.map(|digest| digest.to_string()),
+        "layers": layers.collect::<Vec<_>>(),
+    }));
 }
 
 impl Totals {
@@ -162,6 +230,7 @@ impl Totals {
         };
         match event {
             Event::LayerCached { layer, size, .. } => fetched(&mut self.layers, *layer, *size),
+            Event::ArchiveReceived { bytes } => self.received += bytes,
             Event::LayerFetched { layer, bytes } => fetched(&mut self.layers, *layer, *bytes),
             Event::LayerMerged { layer, bytes } => {
                 self.merged += bytes;
@@ -179,6 +248,9 @@ impl Totals {
 
 impl std::fmt::Display for Totals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.layers.is_empty() && self.received > 0 {
+            return write!(f, "received {} of the archive", HumanBytes(self.received));
+        }
         write!(f, "imported {}", HumanBytes(self.merged))?;
         if let Some(size @ 1..) = self.size {
             let percent = self.merged.saturating_mul(100) / size;
@@ -204,6 +276,7 @@ impl Bars {
     }
 
     fn begin(&mut self, totals: &Totals) {
+        self.total.reset();
         if let Some(size) = totals.size {
             self.total.set_length(size);
             self.total.set_style(style(
@@ -234,6 +307,13 @@ impl Bars {
                     &self.total
                 });
                 bar.set_message(format!("waiting for {holder}"));
+            }
+            Event::ArchiveReceived { .. } => {
+                let text = "{prefix:>24} {bytes:>11} received, {bytes_per_sec}";
+                if self.total.position() == 0 {
+                    self.total.set_style(style(text));
+                }
+                self.total.set_position(totals.received);
             }
             Event::Resolved { .. } => {}
         }

@@ -26,6 +26,7 @@ mod namespaces;
 mod oracle;
 mod run;
 mod signals;
+mod sources;
 mod start;
 mod store;
 mod transfer;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     let cases = [
         import::CASES,
         transfer::CASES,
+        sources::CASES,
         bad_input::CASES,
         oracle::CASES,
         start::CASES,
