@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use local::LocalImage;
-pub use registry::{DOCKER_HUB, RegistryReference, check_registry};
+pub use registry::{DOCKER_HUB, RegistryReference, check_registry, check_repository};
 
 use crate::digest::{Digest, DigestError};
 

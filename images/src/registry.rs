@@ -8,6 +8,7 @@
 //! - `retry.rs`: what is worth another attempt, and when
 //! - `challenge.rs`, `token.rs`, `credentials.rs`: who we are, and how a registry is told
 //! - `client.rs`: one repository: authenticated requests, redirects
+//! - `routes.rs`: which hosts are asked for an image, and how; `mirrors.rs`: those that are asked first; `throttle.rs`: how fast
 //! - `login.rs`: trying a login
 //! - `documents.rs`: its indexes, manifests and configs
 //! - `blob.rs`: one request for a part of a blob
@@ -29,7 +30,10 @@ mod follow;
 mod http;
 mod incoming;
 mod login;
+mod mirrors;
 mod retry;
+mod routes;
+mod throttle;
 mod token;
 
 use std::io::Read;
@@ -40,6 +44,8 @@ use std::time::Duration;
 pub use credentials::{Anonymous, Credential, Credentials, Fixed, Secret, Wanted};
 pub use error::RegistryError;
 pub use login::{Welcome, check_login};
+pub use mirrors::{Observer, Unobserved};
+pub use routes::{Access, Location, Mirror, Prefix, Routes, Rule, Serves};
 
 use crate::cancel::{Cancel, Cancelled};
 use crate::digest::Digest;
@@ -82,6 +88,10 @@ pub struct Settings {
     pub max_connections: usize,
     /// Who we are.
     pub credentials: Arc<dyn Credentials>,
+    /// Registries, or parts of them, that are reached in another way than the rest.
+    pub routes: Arc<Routes>,
+    /// Is told what goes wrong without stopping anything.
+    pub observer: Arc<dyn Observer>,
 }
 
 impl Default for Settings {
@@ -99,6 +109,8 @@ impl Default for Settings {
             retry_delay: Duration::from_millis(250),
             max_connections: 10,
             credentials: Arc::new(Anonymous),
+            routes: Arc::default(),
+            observer: Arc::new(Unobserved),
         }
     }
 }
@@ -123,7 +135,7 @@ impl RegistrySource {
         settings: &crate::source::Settings,
     ) -> Result<Self, SourceError> {
         let client = Arc::new(Client::new(&reference, settings.registry.clone())?);
-        let downloads = Downloads::new(Arc::clone(&client), settings.registry.max_connections);
+        let downloads = Downloads::new(Arc::clone(&client), client.max_connections());
         Ok(Self {
             reference,
             client,

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{HarnessError, IoContext as _};
 use crate::packages::find_program;
+use crate::program::Program;
 
 /// How long the registry may take to answer.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -40,7 +41,7 @@ pub struct Registry {
 impl Registry {
     /// Starts a registry over a storage directory. Its configuration and its log are written to `work`.
     pub fn start(storage: &Path, work: &Path) -> Result<Self, HarnessError> {
-        Self::start_with(storage, work, serde_json::Value::Null)
+        Self::start_with(storage, work, &[])
     }
 
     /// Starts a registry that lets nobody in but [`USER`] with [`PASSWORD`] (Basic authentication).
@@ -48,21 +49,42 @@ impl Registry {
         let file = work.join("htpasswd");
         std::fs::create_dir_all(work).context("create", work)?;
         std::fs::write(&file, format!("{USER}:{PASSWORD_HASH}\n")).context("write", &file)?;
-        let auth = serde_json::json!({ "htpasswd": { "realm": "tests", "path": file } });
-        Self::start_with(storage, work, auth)
+        let auth = serde_json::json!({ "realm": "tests", "path": file });
+        Self::start_with(storage, work, &[(&["auth", "htpasswd"], auth)])
+    }
+
+    /// Starts a registry that speaks https alone, with a certificate for 127.0.0.1 that is signed by itself and is returned as its PEM file.
+    pub fn start_encrypted(storage: &Path, work: &Path) -> Result<(Self, PathBuf), HarnessError> {
+        std::fs::create_dir_all(work).context("create", work)?;
+        let (certificate, key) = (work.join("certificate.pem"), work.join("key.pem"));
+        Program::new("openssl")
+            .args([
+                "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+            ])
+            .args(["-subj", "/CN=localhost"])
+            .args(["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .arg("-keyout")
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate)
+            .check()?;
+        let tls = serde_json::json!({ "certificate": certificate, "key": key });
+        let registry = Self::start_with(storage, work, &[(&["http", "tls"], tls)])?;
+        Ok((registry, certificate))
     }
 
     fn start_with(
         storage: &Path,
         work: &Path,
-        auth: serde_json::Value,
+        more: &[(&[&str; 2], serde_json::Value)],
     ) -> Result<Self, HarnessError> {
         std::fs::create_dir_all(storage).context("create", storage)?;
         std::fs::create_dir_all(work).context("create", work)?;
         let mut log = String::new();
         // The port is free when we look and may be taken when the registry does: then another one is tried.
         for _ in 0..5 {
-            match Self::start_once(storage, work, &auth)? {
+            match Self::start_once(storage, work, more)? {
                 Ok(registry) => return Ok(registry),
                 Err(text) => log = text,
             }
@@ -73,7 +95,7 @@ impl Registry {
     fn start_once(
         storage: &Path,
         work: &Path,
-        auth: &serde_json::Value,
+        more: &[(&[&str; 2], serde_json::Value)],
     ) -> Result<Result<Self, String>, HarnessError> {
         let program = find_program("docker-registry").ok_or_else(|| HarnessError::Missing {
             what: "`docker-registry`".into(),
@@ -82,7 +104,7 @@ impl Registry {
         let address = free_port()?;
         let config = work.join(format!("registry-{}.yml", address.port()));
         let log = work.join(format!("registry-{}.log", address.port()));
-        std::fs::write(&config, configuration(storage, address, auth)).context("write", &config)?;
+        std::fs::write(&config, configuration(storage, address, more)).context("write", &config)?;
         let output = File::create(&log).context("create", &log)?;
         let error_output = output.try_clone().context("duplicate", &log)?;
         let mut command = Command::new("setpriv");
@@ -173,7 +195,11 @@ impl Drop for Registry {
     }
 }
 
-fn configuration(storage: &Path, address: SocketAddr, auth: &serde_json::Value) -> String {
+fn configuration(
+    storage: &Path,
+    address: SocketAddr,
+    more: &[(&[&str; 2], serde_json::Value)],
+) -> String {
     // JSON is YAML; it needs no thought about quoting.
     let mut configuration = serde_json::json!({
         "version": "0.1",
@@ -185,8 +211,8 @@ fn configuration(storage: &Path, address: SocketAddr, auth: &serde_json::Value) 
         },
         "http": { "addr": address.to_string(), "relativeurls": true },
     });
-    if !auth.is_null() {
-        configuration["auth"] = auth.clone();
+    for ([section, key], value) in more {
+        configuration[section][key] = value.clone();
     }
     configuration.to_string()
 }
@@ -197,7 +223,7 @@ fn free_port() -> Result<SocketAddr, HarnessError> {
         .context("bind a port of", "127.0.0.1")
 }
 
-/// Whether the server at the address answers the protocol's version check, if only with a wish for a login.
+/// Whether the server at the address answers the protocol's version check, if only with a wish for a login or for TLS.
 fn answers(address: SocketAddr) -> bool {
     let ask = || -> std::io::Result<bool> {
         let limit = Some(Duration::from_secs(2));
@@ -206,7 +232,9 @@ fn answers(address: SocketAddr) -> bool {
         stream.write_all(b"GET /v2/ HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
         let mut status = [0; 12];
         stream.read_exact(&mut status)?;
-        Ok(status.ends_with(b" 200") || status.ends_with(b" 401"))
+        Ok([b" 200", b" 401", b" 400"]
+            .iter()
+            .any(|end| status.ends_with(*end)))
     };
     ask().unwrap_or(false)
 }

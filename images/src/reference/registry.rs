@@ -242,7 +242,11 @@ pub fn check_registry(registry: &str) -> Result<String, ReferenceError> {
 }
 
 /// Checks a repository name.
-pub(super) fn check_repository(name: &str) -> Result<(), ReferenceError> {
+///
+/// # Errors
+///
+/// [`ReferenceError::Name`].
+pub fn check_repository(name: &str) -> Result<(), ReferenceError> {
     let problem = if name.len() > MAX_NAME {
         Some("longer than 255 bytes")
     } else {

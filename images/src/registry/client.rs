@@ -1,7 +1,7 @@
 //! One repository of a registry: authenticated requests and redirects.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ureq::http::{Method, Uri};
@@ -11,7 +11,10 @@ use super::challenge::{self, Challenge};
 use super::credentials::{Credential, Secret, Wanted};
 use super::error::Again;
 use super::http::{Answer, Call, Http, Range};
+use super::mirrors::{self, Mirror, Observer};
 use super::retry::{self, Backoff, Stop};
+use super::routes::{Access, Place};
+use super::throttle::{Throttle, Throttled};
 use super::{RegistryError, Settings, token};
 use crate::digest::Digest;
 use crate::reference::RegistryReference;
@@ -44,8 +47,13 @@ pub(super) struct Client {
     pub(super) repository: String,
     user: Option<String>,
     settings: Settings,
+    /// How this host is talked to.
+    access: Access,
     http: Http,
-    stop: Stop,
+    throttle: Option<Arc<Throttle>>,
+    stop: Arc<Stop>,
+    /// Where the same is asked before.
+    mirrors: Vec<Mirror>,
     /// Whether the registry speaks https, once it is known.
     https: Mutex<Option<bool>>,
     identity: Mutex<Identity>,
@@ -80,33 +88,65 @@ impl Client {
         reference: &RegistryReference,
         settings: Settings,
     ) -> Result<Self, RegistryError> {
-        Self::of(
-            &reference.registry,
-            &reference.repository,
-            reference.user.as_deref(),
-            settings,
-        )
+        let (own, mirrors) = settings.routes.places(reference)?;
+        let mirrors = mirrors
+            .into_iter()
+            .map(|place| Ok(Mirror::new(Self::of(place, None, settings.clone())?)))
+            .collect::<Result<_, RegistryError>>()?;
+        Ok(Self {
+            mirrors,
+            ..Self::of(own, reference.user.as_deref(), settings)?
+        })
     }
 
-    /// A client of a repository of a registry.
-    pub(super) fn of(
+    /// A client of a registry as a whole (`HOST[:PORT]`).
+    pub(super) fn of_registry(
         registry: &str,
-        repository: &str,
         user: Option<&str>,
         settings: Settings,
     ) -> Result<Self, RegistryError> {
-        Ok(Self {
+        let place = Place {
             registry: registry.to_owned(),
-            repository: repository.to_owned(),
+            repository: String::new(),
+            access: settings.routes.access(registry, ""),
+        };
+        Self::of(place, user, settings)
+    }
+
+    fn of(place: Place, user: Option<&str>, settings: Settings) -> Result<Self, RegistryError> {
+        let access = place.access;
+        Ok(Self {
+            http: Http::new(settings.clone(), &place.registry, &access)?,
+            registry: place.registry,
+            repository: place.repository,
             user: user.map(str::to_owned),
-            http: Http::new(settings.clone())?,
+            throttle: access.max_rate.map(|rate| Arc::new(Throttle::new(rate))),
             settings,
-            stop: Stop::default(),
+            access,
+            stop: Arc::default(),
+            mirrors: Vec::new(),
             https: Mutex::new(None),
             identity: Mutex::default(),
             answered: AtomicBool::new(false),
             accepted: AtomicUsize::new(0),
         })
+    }
+
+    /// How many connections may fetch blobs at once.
+    pub(super) fn max_connections(&self) -> usize {
+        let usual = self.settings.max_connections;
+        self.access
+            .max_connections
+            .map_or(usual, |most| most.min(usual))
+    }
+
+    pub(super) fn observer(&self) -> &dyn Observer {
+        self.settings.observer.as_ref()
+    }
+
+    /// Whether plain http is allowed with a host.
+    fn may_be_plain(&self, host: &Origin) -> bool {
+        self.settings.allow_http || self.settings.routes.access(&host.server(), "").insecure
     }
 
     /// Waits, unless it is stopped.
@@ -121,6 +161,7 @@ impl Client {
     pub(super) fn stop(&self) {
         self.stop.stop();
         self.http.stop();
+        mirrors::stop(&self.mirrors);
     }
 
     pub(super) fn is_stopped(&self) -> bool {
@@ -140,7 +181,13 @@ impl Client {
         if self.is_stopped() {
             return Err(RegistryError::Stopped);
         }
-        match error.again(self.answered.load(Ordering::Relaxed)) {
+        if matches!(
+            error,
+            RegistryError::Transfer { .. } | RegistryError::Timeout { .. }
+        ) {
+            mirrors::cut(&self.mirrors, &error);
+        }
+        match error.again(self.has_answered()) {
             Again::Never => Err(error),
             Again::After(asked) => match backoff.next(asked) {
                 None => Err(error),
@@ -162,11 +209,51 @@ impl Client {
         }
     }
 
+    /// Whether another place may be asked, after this sent something whose digest is another.
+    pub(super) fn distrust_mirror(&self, what: &str) -> bool {
+        mirrors::distrust(&self.mirrors, what)
+    }
+
     /// One attempt: answered with success, or a failure.
-    fn attempt(&self, ask: &Ask) -> Result<Answer, RegistryError> {
-        let answer = self.authenticated(ask)?;
+    pub(super) fn attempt(&self, ask: &Ask) -> Result<Answer, RegistryError> {
+        let passing = match mirrors::attempt(&self.mirrors, ask)? {
+            Ok(answer) => return Ok(answer),
+            Err(passing) => passing,
+        };
+        match (self.own_attempt(ask), passing) {
+            // Where only the mirrors can be reached, they are what is asked again.
+            (
+                Err(
+                    RegistryError::Connect { .. }
+                    | RegistryError::Resolve { .. }
+                    | RegistryError::Tls { .. }
+                    | RegistryError::Timeout {
+                        connecting: true, ..
+                    },
+                ),
+                Some(passing),
+            ) => Err(passing),
+            (outcome, _) => outcome,
+        }
+    }
+
+    /// Whether this host was ever reached.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// One attempt, at no mirror.
+    fn own_attempt(&self, ask: &Ask) -> Result<Answer, RegistryError> {
+        let mut answer = self.authenticated(ask)?;
         self.answered.store(true, Ordering::Relaxed);
         if (200..300).contains(&answer.status) {
+            if let Some(throttle) = &self.throttle {
+                answer.body = Box::new(Throttled {
+                    inner: answer.body,
+                    throttle: Arc::clone(throttle),
+                    stop: Arc::clone(&self.stop),
+                });
+            }
             Ok(answer)
         } else {
             Err(self.failure(ask, answer))
@@ -336,7 +423,10 @@ impl Client {
 
     /// Whether a token service is reached as safely as the registry has to be.
     fn may_ask_for_tokens(&self, registry: &Origin, service: &Origin) -> bool {
-        let may_be_plain = !registry.https && (self.settings.allow_http || service.is_loopback());
+        let may_be_plain = !registry.https
+            && (self.may_be_plain(service)
+                || self.access.insecure && service.host == registry.host
+                || service.is_loopback());
         service.https || may_be_plain
     }
 
@@ -352,7 +442,8 @@ impl Client {
             problem,
         };
         let from = Origin::of(from).ok_or_else(|| redirect("it comes from nowhere"))?;
-        if let Some(problem) = address::redirect_problem(&from, to, self.settings.allow_http) {
+        let may_be_plain = Origin::of(to).is_some_and(|to| self.may_be_plain(&to));
+        if let Some(problem) = address::redirect_problem(&from, to, may_be_plain) {
             return Err(redirect(problem));
         }
         match Origin::of(to).filter(|to| address::is_own_realm(registry, to)) {
@@ -426,7 +517,8 @@ impl Client {
             return self.follow(https, ask, header);
         }
         let loopback = address::is_loopback(address::host_of(&self.registry));
-        let (first, second) = match (loopback, self.settings.allow_http) {
+        let allow_http = self.settings.allow_http || self.access.insecure;
+        let (first, second) = match (loopback, allow_http) {
             (true, _) => (false, Some(true)),
             (false, true) => (true, Some(false)),
             (false, false) => (true, None),
@@ -498,9 +590,8 @@ impl Client {
             let target = address::resolve_location(&uri, location)
                 .ok_or_else(|| redirect("its target is malformed"))?;
             let here = here.ok_or_else(|| redirect("it comes from nowhere"))?;
-            if let Some(problem) =
-                address::redirect_problem(&here, &target, self.settings.allow_http)
-            {
+            let may_be_plain = Origin::of(&target).is_some_and(|target| self.may_be_plain(&target));
+            if let Some(problem) = address::redirect_problem(&here, &target, may_be_plain) {
                 return Err(redirect(problem));
             }
             let _ = answer.read_body(MAX_ERROR);

@@ -25,7 +25,7 @@ const ACCEPT_MANIFEST: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.v1+json;q=0.1";
 
 impl Client {
-    /// A small blob, not verified.
+    /// A small blob of the right digest.
     fn small_blob(&self, digest: Digest, limit: u64) -> Result<Vec<u8>, SourceError> {
         let ask = Ask {
             method: Method::GET,
@@ -34,7 +34,8 @@ impl Client {
             range: Range::All,
             what: format!("blob {digest}"),
         };
-        self.small(&ask, limit).map(|(text, _)| text)
+        self.small_verified(&ask, Some(digest), limit)
+            .map(|(text, _)| text)
     }
 
     /// A whole small answer and its media type. A transfer that is cut is begun again.
@@ -72,7 +73,7 @@ impl Client {
     /// An index or manifest by tag or digest; verified where it is by digest.
     fn manifest(&self, wanted: &str, digest: Option<Digest>) -> Result<Fetched, SourceError> {
         let ask = self.manifest_ask(Method::GET, wanted);
-        let (text, media_type) = self.small(&ask, MAX_MANIFEST)?;
+        let (text, media_type) = self.small_verified(&ask, digest, MAX_MANIFEST)?;
         if media_type.starts_with("text/html") {
             return Err(RegistryError::NotARegistry {
                 registry: self.registry.clone(),
@@ -80,15 +81,33 @@ impl Client {
             }
             .into());
         }
-        if let Some(expected) = digest {
-            resolve::check_digest(&ask.what, expected, &text)?;
-        }
         Ok(Fetched {
             digest: digest.unwrap_or_else(|| Digest::of(&text)),
             media_type,
             text,
             chosen: false,
         })
+    }
+
+    /// A whole small answer of a certain digest and its media type. What a mirror sends instead is not taken for the registry's.
+    fn small_verified(
+        &self,
+        ask: &Ask,
+        digest: Option<Digest>,
+        limit: u64,
+    ) -> Result<(Vec<u8>, String), SourceError> {
+        loop {
+            let (text, media_type) = self.small(ask, limit)?;
+            let checked = match digest {
+                None => Ok(()),
+                Some(expected) => resolve::check_digest(&ask.what, expected, &text),
+            };
+            match checked {
+                Ok(()) => return Ok((text, media_type)),
+                Err(_) if self.distrust_mirror(&ask.what) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Digest and kind of what a tag stands for, without fetching it; None when the registry does not tell, or denies it: then a GET

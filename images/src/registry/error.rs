@@ -159,6 +159,12 @@ pub enum RegistryError {
         /// Why not.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The configuration of registries forbids the image.
+    #[error("`{reference}` is blocked by the configuration of registries")]
+    Blocked {
+        /// The image.
+        reference: String,
+    },
     /// The reference names a user of whom nothing else is known.
     #[error("there is no password for `{user}` at `{registry}`")]
     NoLogin {

@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustls::pki_types::CertificateDer;
 use ureq::http::{HeaderMap, Method, Request, Uri, header, request};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, AsSendBody, Proxy, ProxyProtocol};
 
 use super::address::{self, Origin};
 use super::credentials::Secret;
+use super::routes::Access;
 use super::{RegistryError, Settings};
 
 /// Where distributions keep the certificate authorities, as one file.
@@ -86,15 +88,27 @@ impl Answer {
 #[derive(Debug)]
 pub(super) struct Http {
     settings: Settings,
-    /// By https and by direct.
-    agents: Mutex<[[Option<Agent>; 2]; 2]>,
+    /// The host of which certificates of nobody known are accepted. Where it leads to others, these are looked at as usual.
+    unverified: Option<String>,
+    /// Certificate authorities beside the usual ones.
+    ca: Option<PathBuf>,
+    /// By https, by direct, and by unverified.
+    agents: Mutex<[[[Option<Agent>; 2]; 2]; 2]>,
     stopped: AtomicBool,
 }
 
 impl Http {
-    pub(super) fn new(settings: Settings) -> Result<Self, RegistryError> {
+    pub(super) fn new(
+        settings: Settings,
+        registry: &str,
+        access: &Access,
+    ) -> Result<Self, RegistryError> {
         let http = Self {
             settings,
+            unverified: access
+                .insecure
+                .then(|| address::host_of(registry).to_owned()),
+            ca: access.ca.clone(),
             agents: Mutex::default(),
             stopped: AtomicBool::new(false),
         };
@@ -108,7 +122,7 @@ impl Http {
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
         let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
-        for agent in agents.iter().flatten().flatten() {
+        for agent in agents.iter().flatten().flatten().flatten() {
             agent.clone().shutdown();
         }
     }
@@ -190,16 +204,23 @@ impl Http {
         if self.is_stopped() {
             return Err(RegistryError::Stopped);
         }
-        let slot = &mut agents[usize::from(origin.https)][usize::from(direct)];
+        let unverified = self.unverified.as_deref() == Some(origin.host.as_str());
+        let slot =
+            &mut agents[usize::from(origin.https)][usize::from(direct)][usize::from(unverified)];
         if let Some(agent) = slot {
             return Ok(agent.clone());
         }
-        let agent = self.new_agent(origin.https, direct)?;
+        let agent = self.new_agent(origin.https, direct, unverified)?;
         *slot = Some(agent.clone());
         Ok(agent)
     }
 
-    fn new_agent(&self, https: bool, direct: bool) -> Result<Agent, RegistryError> {
+    fn new_agent(
+        &self,
+        https: bool,
+        direct: bool,
+        unverified: bool,
+    ) -> Result<Agent, RegistryError> {
         let settings = &self.settings;
         let proxy = if direct { None } else { self.proxy(https)? };
         let mut config = Agent::config_builder()
@@ -218,8 +239,11 @@ impl Http {
             .max_idle_connections(settings.max_connections.saturating_add(2))
             .max_idle_connections_per_host(settings.max_connections.saturating_add(1));
         if https {
-            let roots = root_certificates(settings)?;
-            config = config.tls_config(TlsConfig::builder().root_certs(roots).build());
+            let roots = root_certificates(settings, self.ca.as_deref())?;
+            let tls = TlsConfig::builder()
+                .root_certs(roots)
+                .disable_verification(unverified);
+            config = config.tls_config(tls.build());
         }
         Ok(Agent::new_with_config(config.build()))
     }
@@ -243,44 +267,61 @@ impl Http {
     }
 }
 
-/// The certificate authorities to trust: the configured ones, else the system's, else those of Mozilla that are built in.
-fn root_certificates(settings: &Settings) -> Result<RootCerts, RegistryError> {
+/// The certificate authorities to trust: the configured ones, else the system's, else those of Mozilla that are built in; and beside them
+/// those of the registry's own file.
+fn root_certificates(settings: &Settings, own: Option<&Path>) -> Result<RootCerts, RegistryError> {
+    let Some(own) = own else {
+        let usual = usual_certificates(settings)?;
+        return Ok(usual.map_or(RootCerts::WebPki, as_roots));
+    };
+    let mut all = usual_certificates(settings)?.unwrap_or_default();
+    all.extend(load_certificates(Some(own), &[])?);
+    Ok(as_roots(all))
+}
+
+/// The configured authorities, else the system's; None where there are none.
+fn usual_certificates(
+    settings: &Settings,
+) -> Result<Option<Vec<CertificateDer<'static>>>, RegistryError> {
     let file = settings.ca_file.as_deref();
-    let directories = settings.ca_directories.iter().map(PathBuf::as_path);
-    if let Some(first) = file.or(directories.clone().next()) {
-        let mut loaded = rustls_native_certs::load_certs_from_paths(file, None);
-        for directory in directories {
-            let more = rustls_native_certs::load_certs_from_paths(None, Some(directory));
-            loaded.certs.extend(more.certs);
-            loaded.errors.extend(more.errors);
-        }
-        if loaded.certs.is_empty() {
-            let problem = loaded
-                .errors
-                .first()
-                .map_or_else(|| "it holds none".to_owned(), ToString::to_string);
-            return Err(RegistryError::Authorities {
-                path: first.to_owned(),
-                problem,
-            });
-        }
-        return Ok(as_roots(&loaded.certs));
+    if file.is_some() || !settings.ca_directories.is_empty() {
+        return load_certificates(file, &settings.ca_directories).map(Some);
     }
     let system = AUTHORITIES
         .iter()
         .map(Path::new)
         .find(|path| fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0));
-    if let Some(file) = system {
-        // One bad certificate among the system's does not make the others bad.
-        let loaded = rustls_native_certs::load_certs_from_paths(Some(file), None);
-        if !loaded.certs.is_empty() {
-            return Ok(as_roots(&loaded.certs));
-        }
-    }
-    Ok(RootCerts::WebPki)
+    // One bad certificate among the system's does not make the others bad.
+    Ok(system
+        .map(|file| rustls_native_certs::load_certs_from_paths(Some(file), None).certs)
+        .filter(|certificates| !certificates.is_empty()))
 }
 
-fn as_roots(certificates: &[impl AsRef<[u8]>]) -> RootCerts {
+fn load_certificates(
+    file: Option<&Path>,
+    directories: &[PathBuf],
+) -> Result<Vec<CertificateDer<'static>>, RegistryError> {
+    let mut loaded = rustls_native_certs::load_certs_from_paths(file, None);
+    for directory in directories {
+        let more = rustls_native_certs::load_certs_from_paths(None, Some(directory));
+        loaded.certs.extend(more.certs);
+        loaded.errors.extend(more.errors);
+    }
+    if loaded.certs.is_empty() {
+        let problem = loaded
+            .errors
+            .first()
+            .map_or_else(|| "it holds none".to_owned(), ToString::to_string);
+        let first = file.or(directories.first().map(PathBuf::as_path));
+        return Err(RegistryError::Authorities {
+            path: first.unwrap_or(Path::new("/")).to_owned(),
+            problem,
+        });
+    }
+    Ok(loaded.certs)
+}
+
+fn as_roots(certificates: Vec<CertificateDer<'static>>) -> RootCerts {
     let certificates = certificates
         .iter()
         .map(|der| Certificate::from_der(der.as_ref()).to_owned());

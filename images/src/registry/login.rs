@@ -31,7 +31,7 @@ pub fn check_login(
     settings: Settings,
     cancel: &Cancel,
 ) -> Result<Welcome, SourceError> {
-    let client = Arc::new(Client::of(registry, "", user, settings)?);
+    let client = Arc::new(Client::of_registry(registry, user, settings)?);
     let asked = Arc::clone(&client);
     wait_for(&client, cancel, move || Ok(ask(&asked)?))
 }

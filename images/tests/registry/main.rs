@@ -15,6 +15,7 @@ mod hostile;
 mod identity;
 mod image;
 mod local;
+mod mirrors;
 mod parts;
 mod patience;
 mod proxy;

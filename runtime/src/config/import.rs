@@ -8,12 +8,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cista_images::registry::{Credential, Secret, Settings};
+use cista_images::registry::{Credential, Observer, RegistryError, Secret, Settings};
 use cista_images::squashfs::compression::Compression;
 
 use super::credentials::CredentialPaths;
-use super::{ConfigError, Sources, settings};
+use super::{ConfigError, Sources, registries, settings};
 use crate::credentials::StoredCredentials;
+use crate::ui;
+
+/// Tells the user of what goes wrong without stopping anything.
+#[derive(Debug)]
+struct Warnings;
+
+impl Observer for Warnings {
+    fn mirror_failed(&self, mirror: &str, error: &RegistryError) {
+        ui::warning(format_args!(
+            "the mirror `{mirror}` is not used any more: {}",
+            ui::chain(error)
+        ));
+    }
+}
 
 /// The settings of imports.
 #[derive(Clone, Debug)]
@@ -80,6 +94,8 @@ impl ImportConfig {
                 .number(&settings::MAX_CONNECTIONS)?
                 .map_or(defaults.max_connections, |number| number as usize),
             credentials: defaults.credentials,
+            routes: Arc::new(registries::load(sources)?),
+            observer: Arc::new(Warnings),
         };
         let compression = sources.parsed(&settings::COMPRESSION, |text| text.parse().ok())?;
         let memory = sources.size(&settings::IMPORT_MEMORY)?;

@@ -24,6 +24,7 @@ mod load;
 mod logins;
 mod namespaces;
 mod oracle;
+mod registries;
 mod run;
 mod signals;
 mod sources;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         check::CASES,
         join::CASES,
         namespaces::CASES,
+        registries::CASES,
         run::CASES,
         containers::CASES,
         config::CASES,
