@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use cista_images::cancel::Cancel;
 
-use super::{Context, Failure, Outcome};
+use super::{Context, Failure, Outcome, import};
 use crate::container::named::{self, ContainerError, Creation};
-use crate::ui;
+use crate::{sys, ui};
 
 /// Create a container from an image
 #[derive(Debug, clap::Args)]
@@ -30,6 +30,7 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
     let name = args
         .name
         .unwrap_or_else(|| named::default_name(&args.image));
+    let cancel = sys::signal::cancel_on_signals()?;
     named::create(&Creation {
         data_path: &context.config.data_path,
         name: &name,
@@ -37,9 +38,9 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
         replace: args.force || context.config.force,
         unpack: args.unpack,
         threads: context.config.max_processors(),
-        cancel: &Cancel::new(),
+        cancel: &cancel,
     })
-    .map_err(failure)?;
+    .map_err(|error| failure(error, &cancel))?;
     if context.verbose {
         ui::message(format!("created container `{}`", name.display()));
     }
@@ -47,13 +48,13 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
 }
 
 /// How a container that cannot be made is shown.
-pub(super) fn failure(error: ContainerError) -> Failure {
+pub(super) fn failure(error: ContainerError, cancel: &Cancel) -> Failure {
     let hint = match &error {
         ContainerError::Exists { .. } => Some("`-f` replaces it, `-n` gives another name"),
         ContainerError::Busy { .. } => Some("end it first; `cista list -f` shows its processes"),
         _ => None,
     };
-    let failure = Failure::from(error);
+    let failure = import::failure(error, cancel);
     match hint {
         Some(hint) => failure.with_hint(hint),
         None => failure,

@@ -7,12 +7,10 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use cista_images::cancel::Cancel;
-
 use super::import::{self, ImageOptions, SourceOptions};
 use super::{Context, Failure, Outcome, create, stored};
 use crate::container::named::{self, Creation};
-use crate::ui;
+use crate::{sys, ui};
 
 /// Make a container of an image from a registry
 #[derive(Debug, clap::Args)]
@@ -50,8 +48,10 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
                     .with_hint("name it with `-n NAME`")
             })?,
     };
+    let cancel = sys::signal::cancel_on_signals()?;
     // What cannot be made should be known before hours of transfer.
-    named::check_free(&context.config.data_path, &name, replace).map_err(create::failure)?;
+    named::check_free(&context.config.data_path, &name, replace)
+        .map_err(|error| create::failure(error, &cancel))?;
     let wanted = stored::Wanted {
         uri: &args.uri,
         source: &args.source,
@@ -66,9 +66,9 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
         replace,
         unpack: args.unpack,
         threads: context.config.max_processors(),
-        cancel: &Cancel::new(),
+        cancel: &cancel,
     })
-    .map_err(create::failure)?;
+    .map_err(|error| create::failure(error, &cancel))?;
     if !args.quiet {
         ui::message(format_args!("created container `{}`", name.display()));
     }

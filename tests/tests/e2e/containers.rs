@@ -8,6 +8,7 @@ use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::image::{Packing, Recipe};
 use cista_tests::listing::{Listing, files_below};
 use cista_tests::program::Program;
+use rustix::process::Signal;
 
 use super::bad_input::assert_clear_error;
 
@@ -274,6 +275,70 @@ const fn case(
     }
 }
 
+/// Ctrl-C in the middle of the two that take a while: a clear end, and nothing is left. An export that was interrupted can be had again.
+fn interrupts_leave_nothing_behind(environment: &TestEnvironment<'_>) -> TestResult {
+    let recipe = Recipe::Python(Packing::Gzip);
+    let image = environment.session().imported(recipe)?;
+    let data = environment.path("../data");
+    let interrupted = |program: Program, delay: u64| -> Result<bool, HarnessError> {
+        let mut running = program.spawn()?;
+        std::thread::sleep(Duration::from_millis(delay));
+        let was_running = running.is_running();
+        running.signal(Signal::INT)?;
+        let outcome = running.wait()?;
+        if was_running && outcome.code() == Some(130) {
+            assert!(
+                outcome.error_text().contains("interrupted"),
+                "{}",
+                outcome.error_text()
+            );
+            return Ok(true);
+        }
+        // The signal came before there was a handler, or after the work was done.
+        Ok(false)
+    };
+    let mut caught = 0;
+    for delay in [30, 100, 300] {
+        let unpack = environment
+            .cista(["create", "-n", "x", "--unpack"])
+            .arg(&image);
+        if interrupted(unpack, delay)? {
+            caught += 1;
+            let left = files_below(&data)?;
+            assert!(left.is_empty(), "{left:?}");
+        }
+        environment.cista(["remove", "-f", "x"]).run()?;
+    }
+    assert!(caught > 0, "no signal came in the middle of an unpacking");
+    environment
+        .cista(["create", "-n", "y", "--unpack"])
+        .arg(&image)
+        .check()?;
+    caught = 0;
+    for delay in [30, 100, 300] {
+        if interrupted(environment.cista(["export", "-o", "y.sqsh", "y"]), delay)? {
+            caught += 1;
+            assert_eq!(environment.files()?, Vec::<String>::new());
+        }
+        let _ = std::fs::remove_file(environment.path("y.sqsh"));
+    }
+    assert!(caught > 0, "no signal came in the middle of an export");
+    Ok(())
+}
+
+/// The user of a container owns its files: permissions that keep the owner out do not keep them out of an export.
+fn an_export_has_files_that_nobody_may_read(environment: &TestEnvironment<'_>) -> TestResult {
+    create(environment, "secret", Recipe::Busybox, &[])?;
+    let script = "echo hidden >/home/x; mkdir /home/d; echo deep >/home/d/y; chmod 0 /home/x /home/d/y; chmod 100 /home/d";
+    sh(environment, &["-w"], "secret", script)?;
+    environment
+        .cista(["export", "-o", "out.sqsh", "secret"])
+        .check()?;
+    let seen = sh(environment, &[], "./out.sqsh", "cat /home/x /home/d/y")?;
+    assert_eq!(seen, "hidden\ndeep");
+    Ok(())
+}
+
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[
     case(
@@ -333,6 +398,18 @@ pub(crate) const CASES: &[Case] = &[
         Who::Both,
         CONTAINER,
         a_running_container_is_not_removed,
+    ),
+    case(
+        "containers::interrupts_leave_nothing_behind",
+        Who::User,
+        &[Need::Image(Recipe::Python(Packing::Gzip))],
+        interrupts_leave_nothing_behind,
+    ),
+    case(
+        "containers::an_export_has_files_that_nobody_may_read",
+        Who::Both,
+        CONTAINER,
+        an_export_has_files_that_nobody_may_read,
     ),
     case(
         "containers::an_export_does_not_overwrite",
