@@ -7,6 +7,7 @@
 //! - [`container`]: specification, namespaces, root file system, mounts, exec
 //! - [`credentials`]: the logins that the user has stored for enroot, docker and podman
 //! - [`fuse`]: serves a squashfs image to the kernel
+//! - [`oci`]: bundles of the OCI runtime specification
 //! - [`sys`]: the only place with `unsafe`
 
 pub mod check;
@@ -15,5 +16,6 @@ pub mod config;
 pub mod container;
 pub mod credentials;
 pub mod fuse;
+pub mod oci;
 pub mod sys;
 pub mod ui;

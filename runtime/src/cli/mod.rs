@@ -15,6 +15,7 @@ mod inspect;
 mod list;
 mod load;
 mod login;
+mod oci;
 mod remove;
 mod run;
 mod script;
@@ -71,6 +72,7 @@ enum Command {
     Remove(remove::Args),
     Inspect(inspect::Args),
     Check(check::Args),
+    Oci(oci::Args),
     Digest(digest::Args),
     Config(config::Args),
     Login(login::LoginArgs),
@@ -143,6 +145,7 @@ pub fn main() -> ExitCode {
             Command::Remove(args) => remove::run(args, &context),
             Command::Inspect(args) => inspect::run(args, &context),
             Command::Check(args) => check::run(args, &context),
+            Command::Oci(args) => oci::run(args, &context),
             Command::Digest(args) => digest::run(args, &context),
             Command::Config(args) => config::run(args, &context),
             Command::Login(args) => login::login(args, &context),

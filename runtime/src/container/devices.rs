@@ -37,16 +37,7 @@ const LINKS: [(&str, &str); 6] = [
 ///
 /// A node that cannot be mounted, or a directory that cannot be filled.
 pub fn populate(dev: BorrowedFd<'_>, own: &[(&str, OwnedFd)]) -> Result<(), MountError> {
-    for (name, target) in LINKS {
-        rustix::fs::symlinkat(target, dev, name).map_err(|error| target_error(name, error))?;
-    }
-    for name in NODES {
-        let mount = host(name, false).map_err(|source| MountError::Source {
-            path: Path::new("/dev").join(name),
-            source,
-        })?;
-        attach_file(dev, name, &mount)?;
-    }
+    standard(dev)?;
     for (name, mount) in own {
         attach_directory(dev, name, mount)?;
     }
@@ -74,10 +65,38 @@ pub fn populate(dev: BorrowedFd<'_>, own: &[(&str, OwnedFd)]) -> Result<(), Moun
         MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
     )?;
     attach_directory(dev, "pts", &terminals)?;
-    if let Some(mount) = terminal() {
-        attach_file(dev, "console", &mount)?;
+    console(dev)
+}
+
+/// Puts the standard nodes and links into an empty directory.
+///
+/// # Errors
+///
+/// A node that cannot be mounted, or a directory that cannot be filled.
+pub fn standard(dev: BorrowedFd<'_>) -> Result<(), MountError> {
+    for (name, target) in LINKS {
+        rustix::fs::symlinkat(target, dev, name).map_err(|error| target_error(name, error))?;
+    }
+    for name in NODES {
+        let mount = host(name, false).map_err(|source| MountError::Source {
+            path: Path::new("/dev").join(name),
+            source,
+        })?;
+        attach_file(dev, name, &mount)?;
     }
     Ok(())
+}
+
+/// Makes the terminal that standard input, output or error is `console`, where there is one.
+///
+/// # Errors
+///
+/// It cannot be mounted.
+pub fn console(dev: BorrowedFd<'_>) -> Result<(), MountError> {
+    match terminal() {
+        Some(mount) => attach_file(dev, "console", &mount),
+        None => Ok(()),
+    }
 }
 
 fn host(name: &str, recursive: bool) -> io::Result<OwnedFd> {

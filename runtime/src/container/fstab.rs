@@ -313,6 +313,16 @@ pub fn parse_option(option: &OsStr) -> Result<Entry, FstabError> {
     entry(option, fields)
 }
 
+/// An entry from fields that are apart already: source, target, type and options.
+///
+/// # Errors
+///
+/// An entry that is not understood.
+pub fn parse_fields(fields: [&OsStr; 4]) -> Result<Entry, FstabError> {
+    let fields = fields.map(|field| field.as_bytes().to_vec());
+    entry(&fields.join(&b' '), fields.into())
+}
+
 fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
     let shown = || String::from_utf8_lossy(text).into_owned();
     if fields.len() > 6 {

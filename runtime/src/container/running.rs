@@ -171,6 +171,27 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     result
 }
 
+/// When a process was started, in clock ticks since the system was, and its state; None when it is gone.
+#[must_use]
+pub fn start_and_state(pid: u32) -> Option<(u64, char)> {
+    let process = describe(pid, 0)?;
+    Some((process.order, process.state))
+}
+
+/// Whether a process is in a mount namespace, as `/proc/PID/ns/mnt` names it.
+#[must_use]
+pub fn is_in_mount_namespace(pid: u32, namespace: &Path) -> bool {
+    fs::read_link(proc(pid, "ns/mnt")).is_ok_and(|own| own == namespace)
+}
+
+/// The processes in a mount namespace, as far as the caller may see.
+#[must_use]
+pub fn in_mount_namespace(namespace: &Path) -> Vec<u32> {
+    process_ids()
+        .filter(|pid| is_in_mount_namespace(*pid, namespace))
+        .collect()
+}
+
 /// Reads about a process; None when it is gone.
 fn describe(pid: u32, boot: u64) -> Option<Process> {
     let stat = fs::read_to_string(proc(pid, "stat")).ok()?;

@@ -501,7 +501,7 @@ fn mount_volume(rootfs: &Rootfs, path: &Path) -> Result<(), MountError> {
 }
 
 /// Makes the container's root the root, and lets go of the host's.
-fn switch_root(rootfs: &Rootfs, tell: &dyn Fn(&str)) -> rustix::io::Result<()> {
+pub(crate) fn switch_root(rootfs: &Rootfs, tell: &dyn Fn(&str)) -> rustix::io::Result<()> {
     rustix::process::fchdir(rootfs.root())?;
     match rustix::process::pivot_root(".", ".") {
         Ok(()) => {
@@ -545,7 +545,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// A tree of the host as a detached mount.
-pub(super) fn tree_mount(path: &Path) -> Result<OwnedFd, MountError> {
+pub(crate) fn tree_mount(path: &Path) -> Result<OwnedFd, MountError> {
     mounts::clone(CWD, path, true).map_err(|error| MountError::Source {
         path: path.to_owned(),
         source: error.into(),

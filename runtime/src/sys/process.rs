@@ -44,6 +44,12 @@ pub fn spawn_helper(work: impl FnOnce() -> i32) -> io::Result<Helper> {
 }
 
 impl Helper {
+    /// The child's number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid.cast_unsigned()
+    }
+
     /// Kills the child, which is still to be waited for.
     pub fn kill(&self) {
         // SAFETY: the child has not been waited for, since that consumes `self`: the number is still its own.

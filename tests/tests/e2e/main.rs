@@ -23,6 +23,7 @@ mod join;
 mod load;
 mod logins;
 mod namespaces;
+mod oci;
 mod oracle;
 mod registries;
 mod run;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         join::CASES,
         namespaces::CASES,
         registries::CASES,
+        oci::CASES,
         run::CASES,
         containers::CASES,
         config::CASES,
