@@ -10,6 +10,7 @@
 
 mod authentication;
 mod distribution;
+mod documents;
 mod faults;
 mod hostile;
 mod identity;

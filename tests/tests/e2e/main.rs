@@ -10,14 +10,17 @@
 )]
 
 mod additions;
+mod bad_images;
 mod bad_input;
 mod check;
 mod config;
 mod containers;
 mod enroot;
+mod formats;
 mod hardening;
 mod hooks;
 mod import;
+mod interruptions;
 mod isolation;
 mod join;
 mod load;
@@ -42,9 +45,12 @@ use cista_tests::environment::Session;
 fn main() -> ExitCode {
     let cases = [
         import::CASES,
+        formats::CASES,
         transfer::CASES,
         sources::CASES,
         bad_input::CASES,
+        bad_images::CASES,
+        interruptions::CASES,
         oracle::CASES,
         start::CASES,
         store::CASES,
