@@ -71,14 +71,20 @@ fn exec(args: Args, context: &Context) -> Outcome {
         };
     }
     let root = find(args.target.as_ref(), context)?;
+    let mut foreign = None;
     for (_, process) in running::processes(std::slice::from_ref(&root)) {
         request.pid = process.pid;
         match join::join(&request) {
             Ok(never) => match never {},
             // It has just ended; the container may have others.
             Err(JoinError::NoProcess { .. }) => {}
+            // Somebody else has started the same image.
+            Err(error @ JoinError::Foreign { .. }) => foreign = Some(error),
             Err(error) => return Err(failure(error)),
         }
+    }
+    if let Some(error) = foreign {
+        return Err(failure(error));
     }
     let name = args.target.to_string_lossy().into_owned();
     Err(Failure::new(NotRunning { name })

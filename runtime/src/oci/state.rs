@@ -334,42 +334,39 @@ impl Entry {
 
     /// Sends a signal to its process, or with `all` to every process in it.
     ///
+    /// The other processes are those in its mount namespace, whose number is its own as long as its first process lives, and may be another
+    /// container's afterwards. So what outlives the first process is left to the job's control group.
+    ///
     /// # Errors
     ///
     /// It does not run.
     pub fn kill(&self, signal: Signal, all: bool) -> Result<(), StateError> {
         let record = self.read()?;
-        let process = record.as_ref().and_then(process);
-        let mut reached = 0;
-        if let Some(process) = &process {
-            rustix::process::pidfd_send_signal(process, signal).map_err(|error| {
-                StateError::Signal {
-                    id: self.id.clone(),
-                    source: error.into(),
-                }
-            })?;
-            reached += 1;
-        }
-        if let Some(record) = record.filter(|_| all) {
-            for pid in running::in_mount_namespace(&record.mount_namespace) {
-                if pid == record.pid {
-                    continue;
-                }
-                let sent = pidfd(pid)
-                    // Still the one that was looked at: the namespace of what is held is read again.
-                    .filter(|_| running::is_in_mount_namespace(pid, &record.mount_namespace))
-                    .is_some_and(|pidfd| rustix::process::pidfd_send_signal(pidfd, signal).is_ok());
-                reached += usize::from(sent);
-            }
-        }
-        if reached > 0 {
-            Ok(())
-        } else {
-            Err(StateError::Status {
+        let held = record
+            .as_ref()
+            .and_then(|record| Some((record, process(record)?)));
+        let Some((record, process)) = held else {
+            return Err(StateError::Status {
                 id: self.id.clone(),
                 status: self.status()?,
-            })
+            });
+        };
+        if all {
+            for pid in running::in_mount_namespace(&record.mount_namespace) {
+                let Some(other) = pidfd(pid).filter(|_| pid != record.pid) else {
+                    continue;
+                };
+                // Still the one that was looked at, and the namespace still this container's.
+                if running::is_in_mount_namespace(pid, &record.mount_namespace) && lives(&process) {
+                    // It may have ended by itself.
+                    let _ = rustix::process::pidfd_send_signal(&other, signal);
+                }
+            }
         }
+        rustix::process::pidfd_send_signal(&process, signal).map_err(|error| StateError::Signal {
+            id: self.id.clone(),
+            source: error.into(),
+        })
     }
 
     /// Forgets a container that has ended; with `force` one that has not is killed before.
@@ -403,9 +400,6 @@ impl Entry {
                     });
                 }
             }
-        } else if force {
-            // Its program has ended; what that left behind ends too.
-            let _ = self.kill(Signal::KILL, true);
         }
         self.remove()
     }
@@ -485,6 +479,16 @@ pub struct Report {
 fn pidfd(pid: u32) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
     rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+/// Whether a process that is held has not ended.
+fn lives(pidfd: &OwnedFd) -> bool {
+    let mut event = [rustix::event::PollFd::new(
+        pidfd,
+        rustix::event::PollFlags::IN,
+    )];
+    let now = rustix::event::Timespec::default();
+    matches!(rustix::event::poll(&mut event, Some(&now)), Ok(0))
 }
 
 /// The process of a record, held; None where it has ended.
