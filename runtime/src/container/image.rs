@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -185,6 +186,8 @@ fn serve(
     } = image;
     let mut keep = vec![fd, theirs.as_raw_fd()];
     keep.extend(lock.as_ref().map(std::os::fd::AsRawFd::as_raw_fd));
+    // Only the server gives its memory back piece by piece. Here it goes at once with the next execve, which also closes the file.
+    let reader = ManuallyDrop::new(reader);
     let starter_processor = rustix::thread::sched_getcpu();
     let starting = sys::process::spawn_detached(c"cista-image", &keep, move || {
         let _held_until_the_end = lock;
@@ -202,7 +205,7 @@ fn serve(
         // Nobody is there to be told: the container sees its mount fail.
         let _ = fuse::serve(
             move || handover::receive(&theirs),
-            reader,
+            ManuallyDrop::into_inner(reader),
             &options,
             foresight,
         );
