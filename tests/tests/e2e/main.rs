@@ -28,6 +28,7 @@ mod logins;
 mod namespaces;
 mod oci;
 mod oracle;
+mod progress;
 mod registries;
 mod run;
 mod signals;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         import::CASES,
         formats::CASES,
         transfer::CASES,
+        progress::CASES,
         sources::CASES,
         bad_input::CASES,
         bad_images::CASES,
