@@ -214,6 +214,9 @@ impl Source for RegistrySource {
             let top = documents.top(&reference, None)?;
             resolve::resolve(&documents, top, &platform, reference.canonical())
         })?;
+        if let (Some(store), Some(digest)) = (&self.store, &image.digest) {
+            store.note_use(digest);
+        }
         resolve::announce(&image, task);
         Ok(image)
     }

@@ -6,6 +6,7 @@
 //! STORE/images/<manifest hex>-<options hex>.sqsh         a finished image: the manifest it was made from, the options it was made with
 //! STORE/images/<manifest hex>-<options hex>.json         its [`ImageRecord`], written before the image appears
 //! STORE/*/.<name>.lease                                  who makes it just now (`lease.rs`)
+//! STORE/uses/<manifest hex>@<host>                       when a machine last used it (`uses.rs`)
 //! ```
 //!
 //! Everything appears whole or not at all ([`crate::output`]), and never changes afterwards, so readers take no lock and never wait.
@@ -20,35 +21,44 @@
 //! damaged is found by that, and [`Store::discard_blob`] removes it.
 //!
 //! A `CACHEDIR.TAG` at the top tells backup programs that all of it can be fetched again (Cache Directory Tagging Specification).
-//!
-//! The time of last use is the file's access time, set explicitly whenever something is found, since mounts are `noatime` or `relatime`.
 
 mod blobs;
+mod contents;
 mod error;
+mod evict;
 mod heartbeat;
 mod images;
 mod lease;
 mod record;
+mod shared;
 mod sweep;
+mod uses;
+mod verify;
 
 use std::cell::Cell;
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::collections::HashSet;
+use std::fs::{DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
-
 pub use blobs::PendingBlob;
+pub use contents::{Contents, StoredBlob, StoredImage, Unfinished};
 pub use error::StoreError;
+pub use evict::{Prune, Pruned};
 pub use images::PendingImage;
 pub use lease::{Holder, Watch};
 pub use record::ImageRecord;
+pub use shared::Distrust;
+pub use uses::REFRESH;
+pub use verify::{Damage, Verified, VerifyError};
 
 use crate::digest::Digest;
 use heartbeat::Heartbeat;
 use lease::{Attempt, Lease, Seen, Terms};
+use shared::Shared;
 
 /// The name of the file by which backup programs know what not to keep.
 const TAG: &str = "CACHEDIR.TAG";
@@ -57,18 +67,34 @@ const TAG: &str = "CACHEDIR.TAG";
 const TAG_TEXT: &str =
     "Signature: 8a477f597d28d172789f06886806bc55\n# Container images that can be fetched again.\n";
 
+/// Permission bits of a directory for its owner alone, and for all to read.
+const PRIVATE: u32 = 0o700;
+const READABLE: u32 = 0o755;
+
 /// How a store is used.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// How long the heartbeat of a writer may stay away before its work is taken over. A writer on the same machine that has ended is
     /// known at once.
     pub lease_timeout: Duration,
+    /// The size that [`Store::evict`] leaves, in bytes; None for any.
+    pub limit: Option<u64>,
+    /// Stores of others, which are looked into first (`shared.rs`).
+    pub shared: Vec<PathBuf>,
+    /// Lets all users read the store, from now on: it is to be a shared store of theirs.
+    pub readable: bool,
+    /// Which of some images run on this machine.
+    pub in_use: fn(&[PathBuf]) -> HashSet<PathBuf>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             lease_timeout: Duration::from_secs(30),
+            limit: None,
+            shared: Vec::new(),
+            readable: false,
+            in_use: |_| HashSet::new(),
         }
     }
 }
@@ -79,6 +105,10 @@ pub struct Store {
     root: PathBuf,
     blobs: PathBuf,
     images: PathBuf,
+    uses: PathBuf,
+    shared: Vec<Shared>,
+    /// Permission bits of its directories: for its owner alone, unless it was made readable.
+    mode: u32,
     settings: Settings,
     heartbeat: Arc<Heartbeat>,
     prepared: Once,
@@ -96,7 +126,7 @@ pub enum Claim<R, M> {
 }
 
 impl Store {
-    /// Opens a store with the default settings, making its directories (for their owner alone) when they are missing.
+    /// Opens a store with the default settings, making its directories, for their owner alone, when they are missing.
     ///
     /// # Errors
     ///
@@ -111,25 +141,70 @@ impl Store {
     ///
     /// As [`Self::open`].
     pub fn with_settings(root: &Path, settings: Settings) -> Result<Self, StoreError> {
+        let failed = |path: &Path, source| StoreError::Directory {
+            path: path.to_owned(),
+            source,
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(PRIVATE)
+            .create(root)
+            .map_err(|source| failed(root, source))?;
+        let images = root.join("images");
         let store = Self {
             root: root.to_owned(),
             blobs: root.join("blobs").join("sha256"),
-            images: root.join("images"),
+            uses: root.join("uses"),
+            shared: settings
+                .shared
+                .iter()
+                .map(|root| Shared::open(root))
+                .collect(),
+            mode: match images.metadata() {
+                _ if settings.readable => READABLE,
+                // Made by us, when the store was first opened.
+                Ok(metadata) => metadata.mode() & READABLE | PRIVATE,
+                Err(_) => PRIVATE,
+            },
+            images,
             settings,
             heartbeat: Arc::default(),
             prepared: Once::new(),
         };
-        for directory in [&store.blobs, &store.images] {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(directory)
-                .map_err(|source| StoreError::Directory {
-                    path: directory.clone(),
-                    source,
-                })?;
+        let blobs = root.join("blobs");
+        for directory in [root, &blobs, &store.blobs, &store.images, &store.uses] {
+            store
+                .make_directory(directory)
+                .map_err(|source| failed(directory, source))?;
         }
         Ok(store)
+    }
+
+    fn make_directory(&self, path: &Path) -> io::Result<()> {
+        let is_new = match DirBuilder::new().mode(PRIVATE).create(path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(error),
+        };
+        // Set apart from the making, since the umask may take what others need.
+        if self.settings.readable || is_new && self.mode != PRIVATE {
+            std::fs::set_permissions(path, Permissions::from_mode(self.mode))?;
+        }
+        Ok(())
+    }
+
+    /// Gives a new file to those who may read the store, whatever the umask is.
+    fn open_to_readers(&self, file: &File) -> io::Result<()> {
+        if self.mode == PRIVATE {
+            return Ok(());
+        }
+        file.set_permissions(Permissions::from_mode(self.mode & 0o644))
+    }
+
+    /// Whether a path is one of this store, rather than of a shared one.
+    #[must_use]
+    pub fn holds(&self, path: &Path) -> bool {
+        path.starts_with(&self.root)
     }
 
     fn terms(&self) -> Terms {
@@ -156,7 +231,7 @@ impl Store {
         name: &str,
         total: u64,
         watch: &mut Watch,
-        on_death: &dyn Fn(&Seen) -> std::io::Result<()>,
+        on_death: &dyn Fn(&Seen) -> io::Result<()>,
     ) -> Result<Claim<std::convert::Infallible, Lease>, StoreError> {
         self.prepare();
         let path = Self::lease_file(directory, name);
@@ -214,21 +289,6 @@ pub fn wait_for<R, M, E: From<StoreError>>(
             Claim::Busy(holder) => pause(holder, watch.pause())?,
         }
     }
-}
-
-/// Notes that a file is used now. Not an error when it cannot be: a shared store may be read-only.
-fn touch(file: &File) {
-    let time = |nanoseconds| Timespec {
-        tv_sec: 0,
-        tv_nsec: nanoseconds,
-    };
-    let _ = rustix::fs::futimens(
-        file,
-        &Timestamps {
-            last_access: time(UTIME_NOW),
-            last_modification: time(UTIME_OMIT),
-        },
-    );
 }
 
 /// The name of an image, without its extension. 16 of the 64 digits of the options do: they only tell few options apart.

@@ -17,7 +17,7 @@ use crate::owner::{Life, Owner};
 const NAME_MAX: usize = 255;
 
 /// What stands between the name of the finished file and its writer.
-const PART: &[u8] = b".part-";
+pub(crate) const PART: &[u8] = b".part-";
 
 /// Digits of the boot that a name has: enough to tell the few machines apart that share a host name.
 const BOOT_DIGITS: usize = 8;

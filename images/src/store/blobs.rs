@@ -14,7 +14,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::lease::{Lease, Seen};
-use super::{Claim, Store, StoreError, Watch, touch};
+use super::{Claim, Store, StoreError, Watch};
 use crate::digest::Digest;
 use crate::output::{self, Output};
 
@@ -31,29 +31,20 @@ impl Store {
         self.blobs.join(format!(".{}.part", digest.hex()))
     }
 
-    /// A blob; None when it is not in the store. Its content must be verified by whoever reads it.
+    /// A blob of this or a shared store; None when it is in none. Its content must be verified by whoever reads it.
     ///
     /// # Errors
     ///
     /// [`StoreError::Read`] when it is there but cannot be opened.
     pub fn blob(&self, digest: &Digest) -> Result<Option<File>, StoreError> {
-        let path = self.blob_path(digest);
-        let unreadable = |source| StoreError::Read {
-            path: path.clone(),
-            source,
-        };
-        // Links are not followed, and what is no file (a pipe, say) is not waited for.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = match rustix::fs::open(&path, flags, Mode::empty()) {
-            Ok(file) => File::from(file),
-            Err(Errno::NOENT | Errno::STALE) => return Ok(None),
-            Err(errno) => return Err(unreadable(errno.into())),
-        };
-        if !file.metadata().map_err(unreadable)?.is_file() {
-            return Err(unreadable(io::Error::other("it is not a regular file")));
+        if let Some(file) = open(&self.blob_path(digest))? {
+            return Ok(Some(file));
         }
-        touch(&file);
-        Ok(Some(file))
+        let shared = self.shared.iter();
+        // What cannot be had there is fetched.
+        Ok(shared
+            .filter_map(|shared| open(&shared.blobs.join(digest.hex())).ok()?)
+            .next())
     }
 
     /// Removes a blob that turned out to be damaged. Those who have it open keep it.
@@ -74,9 +65,16 @@ impl Store {
     pub fn begin_blob(&self, digest: &Digest, size: u64) -> Result<PendingBlob, StoreError> {
         self.prepare();
         self.check_room(size)?;
+        let path = self.blob_path(digest);
+        let output = Output::create(&path, true)?;
+        self.open_to_readers(output.file())
+            .map_err(|source| StoreError::Write {
+                path: path.clone(),
+                source,
+            })?;
         Ok(PendingBlob {
-            path: self.blob_path(digest),
-            place: Place::Private(Output::create(&self.blob_path(digest), true)?),
+            path,
+            place: Place::Private(output),
         })
     }
 
@@ -120,6 +118,7 @@ impl Store {
         let mode = Mode::from_raw_mode(0o666);
         let file = rustix::fs::open(&part, flags, mode).map_err(|errno| failed(errno.into()))?;
         let file = File::from(file);
+        self.open_to_readers(&file).map_err(failed)?;
         let mut resumed = file.metadata().map_err(failed)?.len();
         if resumed > size {
             file.set_len(0).map_err(failed)?;
@@ -158,7 +157,26 @@ impl Store {
     }
 }
 
-fn remove(path: &Path) -> Result<(), StoreError> {
+/// Opens a blob; None when there is none.
+fn open(path: &Path) -> Result<Option<File>, StoreError> {
+    let unreadable = |source| StoreError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    // Links are not followed, and what is no file (a pipe, say) is not waited for.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT | Errno::STALE) => return Ok(None),
+        Err(errno) => return Err(unreadable(errno.into())),
+    };
+    if !file.metadata().map_err(unreadable)?.is_file() {
+        return Err(unreadable(io::Error::other("it is not a regular file")));
+    }
+    Ok(Some(file))
+}
+
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     match std::fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Write {
             path: path.to_owned(),

@@ -12,13 +12,15 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::lease::Lease;
-use super::{Claim, ImageRecord, Store, StoreError, Watch, image_stem, touch};
+use super::{Claim, ImageRecord, Store, StoreError, Watch, image_stem, verify};
+use crate::cancel::Cancel;
 use crate::digest::Digest;
 use crate::output::{Output, OutputError};
 use crate::squashfs::reader::Reader;
 
 impl Store {
-    /// The path of a finished image made from a manifest with certain options; None when there is none, or none that is whole.
+    /// The path of a finished image made from a manifest with certain options, in a shared store or this one; None when there is none, or none
+    /// that is whole.
     ///
     /// # Errors
     ///
@@ -29,6 +31,9 @@ impl Store {
         options: &Digest,
     ) -> Result<Option<PathBuf>, StoreError> {
         let stem = image_stem(manifest, options);
+        if let Some(path) = self.shared.iter().find_map(|shared| shared.image(&stem)) {
+            return Ok(Some(path));
+        }
         let path = self.images.join(format!("{stem}.sqsh"));
         let Some(file) = open(&path)? else {
             return Ok(None);
@@ -36,7 +41,6 @@ impl Store {
         let Ok(Some(record)) = ImageRecord::read(&self.images.join(format!("{stem}.json"))) else {
             return Ok(None);
         };
-        touch(&file);
         Ok(is_whole(file, &record).then_some(path))
     }
 
@@ -86,15 +90,19 @@ impl Store {
             }
             _ => {}
         }
+        let output = Output::create(&path, false)?;
+        self.open_to_readers(output.file())
+            .map_err(|source| StoreError::Write { path, source })?;
         Ok(Claim::Mine(PendingImage {
-            output: Output::create(&path, false)?,
+            output,
             record: self.images.join(format!("{stem}.json")),
+            mode: self.mode,
             lease,
         }))
     }
 }
 
-fn open(path: &Path) -> Result<Option<File>, StoreError> {
+pub(super) fn open(path: &Path) -> Result<Option<File>, StoreError> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => Ok(Some(File::from(file))),
@@ -107,7 +115,7 @@ fn open(path: &Path) -> Result<Option<File>, StoreError> {
 }
 
 /// Whether an image has the size that its record and its superblock say.
-fn is_whole(file: File, record: &ImageRecord) -> bool {
+pub(super) fn is_whole(file: File, record: &ImageRecord) -> bool {
     file.metadata()
         .is_ok_and(|metadata| metadata.is_file() && metadata.len() == record.size)
         && Reader::open(file, 0).is_ok()
@@ -118,6 +126,8 @@ fn is_whole(file: File, record: &ImageRecord) -> bool {
 pub struct PendingImage {
     output: Output,
     record: PathBuf,
+    /// Permission bits of the store.
+    mode: u32,
     lease: Lease,
 }
 
@@ -135,16 +145,25 @@ impl PendingImage {
         self.lease.advance(done);
     }
 
-    /// Syncs the image and puts it and its record in the store; returns its path.
+    /// Syncs the image and puts it and its record, with the digest of the file, in the store; returns its path.
     ///
     /// When another process put the same image there first, that one stays: both have the same content.
     ///
     /// # Errors
     ///
     /// [`StoreError::Output`], [`StoreError::Write`].
-    pub fn commit(self, record: &ImageRecord) -> Result<PathBuf, StoreError> {
-        record.write(&self.record)?;
+    pub fn commit(self, record: ImageRecord) -> Result<PathBuf, StoreError> {
         let path = self.output.path().to_owned();
+        let digest =
+            digest_while_syncing(self.output.file()).map_err(|source| StoreError::Read {
+                path: path.clone(),
+                source,
+            })?;
+        let record = ImageRecord {
+            digest: Some(digest.to_string()),
+            ..record
+        };
+        record.write(&self.record, self.mode)?;
         let placed = match self.output.commit() {
             Ok(_) | Err(OutputError::Exists { .. }) => Ok(path),
             Err(error) => Err(error.into()),
@@ -152,4 +171,19 @@ impl PendingImage {
         drop(self.lease);
         placed
     }
+}
+
+/// Hashes a file that was just written, while the disk takes it: so it costs little time.
+fn digest_while_syncing(file: &File) -> io::Result<Digest> {
+    std::thread::scope(|scope| {
+        // Only begins what the commit completes, where the result is looked at.
+        let syncing = std::thread::Builder::new()
+            .name("sync".to_owned())
+            .spawn_scoped(scope, || file.sync_data());
+        let never = Cancel::new();
+        let digest =
+            verify::hash(file, &never).unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()));
+        drop(syncing);
+        digest
+    })
 }

@@ -141,7 +141,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    fn of(seen: &Seen, here: &Owner) -> Self {
+    pub(super) fn of(seen: &Seen, here: &Owner) -> Self {
         let record = seen.record.as_ref();
         Self {
             process: record.map(|record| (record.owner.pid, record.owner.host.clone())),

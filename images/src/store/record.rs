@@ -1,6 +1,8 @@
 //! What the store remembers about an image besides its content.
 
+use std::fs::Permissions;
 use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +26,9 @@ pub struct ImageRecord {
     pub created: u64,
     /// Its size in bytes.
     pub size: u64,
+    /// Digest of the file; None in records of a version that knew none. Set by [`super::PendingImage::commit`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 impl ImageRecord {
@@ -50,16 +55,19 @@ impl ImageRecord {
             })
     }
 
-    pub(super) fn write(&self, path: &Path) -> Result<(), StoreError> {
+    /// `mode` are the permission bits of the store's directories.
+    pub(super) fn write(&self, path: &Path, mode: u32) -> Result<(), StoreError> {
         let mut text = serde_json::to_vec_pretty(self).map_err(|source| StoreError::Record {
             path: path.to_owned(),
             source,
         })?;
         text.push(b'\n');
         let output = Output::create(path, true)?;
+        let permissions = Permissions::from_mode(mode & 0o644);
         output
             .file()
             .write_all(&text)
+            .and_then(|()| output.file().set_permissions(permissions))
             .map_err(|source| StoreError::Write {
                 path: path.to_owned(),
                 source,

@@ -101,6 +101,11 @@ impl ImageOptions {
         }
     }
 
+    /// Whether blobs are taken from the store and kept there.
+    pub(super) fn keeps_blobs(&self) -> bool {
+        !self.no_cache
+    }
+
     /// The store, unless it is not wanted.
     pub(super) fn store(&self, context: &Context) -> Result<Option<Arc<Store>>, Failure> {
         if self.no_cache {
@@ -121,6 +126,16 @@ pub(super) fn open_store(context: &Context) -> Result<Arc<Store>, Failure> {
     Ok(Arc::new(opened.map_err(|error| {
         Failure::new(error).with_hint("`CISTA_CACHE_PATH` names another directory for the cache")
     })?))
+}
+
+/// Keeps the store within its limit, after something was added.
+pub(super) fn evict(store: &Store) {
+    if let Err(error) = store.evict() {
+        ui::warning(format_args!(
+            "cannot make room in the store: {}",
+            ui::chain(&error)
+        ));
+    }
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
@@ -150,11 +165,12 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
         progress: &progress,
         cancel: &cancel,
     };
+    let store = args.image.store(context)?;
     let made = make(
         &reference,
         &args.source.platform(),
         &config,
-        args.image.store(context)?,
+        store.clone(),
         &options,
         &output,
         &progress,
@@ -163,6 +179,9 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
     progress.finish();
     let summary = made?;
     output.commit().map_err(output_failure)?;
+    if let Some(store) = store {
+        evict(&store);
+    }
     if args.json {
         ui::data(serde_json::json!({
             "event": "done",
@@ -292,7 +311,7 @@ pub(super) fn output_failure(error: OutputError) -> Failure {
     hinted(Failure::new(error), hint)
 }
 
-fn hinted(failure: Failure, hint: Option<String>) -> Failure {
+pub(super) fn hinted(failure: Failure, hint: Option<String>) -> Failure {
     match hint {
         Some(hint) => failure.with_hint(hint),
         None => failure,

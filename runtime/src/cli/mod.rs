@@ -3,6 +3,7 @@
 //! Each command has an `Args` (clap) and a `run` that takes them and the [`Context`].
 
 mod batch;
+mod cache;
 mod check;
 mod config;
 mod create;
@@ -73,6 +74,7 @@ enum Command {
     Inspect(inspect::Args),
     Check(check::Args),
     Oci(oci::Args),
+    Cache(cache::Args),
     Digest(digest::Args),
     Config(config::Args),
     Login(login::LoginArgs),
@@ -146,6 +148,7 @@ pub fn main() -> ExitCode {
             Command::Inspect(args) => inspect::run(args, &context),
             Command::Check(args) => check::run(args, &context),
             Command::Oci(args) => oci::run(args, &context),
+            Command::Cache(args) => cache::run(args, &context),
             Command::Digest(args) => digest::run(args, &context),
             Command::Config(args) => config::run(args, &context),
             Command::Login(args) => login::login(args, &context),

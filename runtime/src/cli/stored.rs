@@ -4,7 +4,8 @@
 //! that is not there, one imports it; the others wait and show who does.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,6 +20,7 @@ use cista_images::store::{self, ImageRecord, PendingImage, Store};
 use super::import::{self, ImageOptions, SourceOptions};
 use super::{Context, Failure};
 use crate::config::import::ImportConfig;
+use crate::config::store::StoreConfig;
 use crate::sys;
 use crate::ui;
 use crate::ui::progress::ImportProgress;
@@ -31,15 +33,30 @@ pub(super) struct Wanted<'a> {
     pub(super) quiet: bool,
 }
 
-/// The path of an image in the store, which is imported if need be.
+/// The path of an image in the user's store or a shared one. It is imported into the user's if need be.
 pub(super) fn prepare(wanted: &Wanted<'_>, context: &Context) -> Result<PathBuf, Failure> {
+    prepare_in(wanted, &import::open_store(context)?, context)
+}
+
+/// The path of an image in a certain store.
+pub(super) fn prepare_in(
+    wanted: &Wanted<'_>,
+    store: &Arc<Store>,
+    context: &Context,
+) -> Result<PathBuf, Failure> {
     let config = ImportConfig::load(&context.config.sources)?;
     let reference = import::parse(wanted.uri)?;
     if let Reference::Directory(_) = reference {
         return Err(no_digest(wanted.uri));
     }
     let cancel = sys::signal::cancel_on_signals()?;
-    let store = import::open_store(context)?;
+    for (root, distrust) in store.distrusted() {
+        ui::warning(format_args!(
+            "images of the shared store `{}` are not used: {}",
+            root.display(),
+            ui::chain(distrust)
+        ));
+    }
     let options = Options {
         // The store's images depend on the manifest alone.
         record_reference: false,
@@ -51,7 +68,8 @@ pub(super) fn prepare(wanted: &Wanted<'_>, context: &Context) -> Result<PathBuf,
         progress: &progress,
         cancel: &cancel,
     };
-    let source = import::open(&reference, &config, wanted.image.store(context)?)?;
+    let blobs = wanted.image.keeps_blobs().then(|| Arc::clone(store));
+    let source = import::open(&reference, &config, blobs)?;
     let platform = wanted.source.platform();
     let failed = |error: SourceError| import::failure(error, &cancel);
     let mut digest = source
@@ -59,10 +77,19 @@ pub(super) fn prepare(wanted: &Wanted<'_>, context: &Context) -> Result<PathBuf,
         .map_err(failed)?
         .ok_or_else(|| no_digest(wanted.uri))?;
     loop {
+        // Before it is looked for, so that nobody removes what is about to be found.
+        store.note_use(&digest);
         if let Some(path) = store.image(&digest, &fingerprint)? {
-            return Ok(path);
+            if !config_verifies(context)?
+                || store
+                    .is_image_good(&path, &cancel)
+                    .map_err(|error| import::failure(error, &cancel))?
+            {
+                return Ok(path);
+            }
+            discard(store, &path)?;
         }
-        let pending = match claim(&store, &digest, &fingerprint, task).map_err(failed)? {
+        let pending = match claim(store, &digest, &fingerprint, task).map_err(failed)? {
             Ok(path) => return Ok(path),
             Err(pending) => pending,
         };
@@ -79,10 +106,35 @@ pub(super) fn prepare(wanted: &Wanted<'_>, context: &Context) -> Result<PathBuf,
                     progress: &progress,
                     cancel: &cancel,
                 };
-                return import.run(&image, digest, pending);
+                let path = import.run(&image, digest, pending)?;
+                import::evict(store);
+                return Ok(path);
             }
         }
     }
+}
+
+/// Whether images are read to their end before they are used.
+fn config_verifies(context: &Context) -> Result<bool, Failure> {
+    Ok(StoreConfig::load(&context.config.sources)?.verifies)
+}
+
+/// Removes a damaged image.
+fn discard(store: &Store, path: &Path) -> Result<(), Failure> {
+    if !store.holds(path) {
+        return Err(Failure::new(io::Error::other(format!(
+            "`{}` in a shared store is damaged",
+            path.display()
+        )))
+        .with_hint(
+            "tell who keeps the store; without `CISTA_SHARED_STORES` the image is made in your own",
+        ));
+    }
+    ui::warning(format_args!(
+        "`{}` is damaged, and is made again",
+        path.display()
+    ));
+    Ok(store.discard(path)?)
 }
 
 /// Waits until an image is there (`Ok`), or ours to make (`Err`).
@@ -141,8 +193,9 @@ impl Import<'_> {
             options: self.options.fingerprint(),
             created: now.map_or(0, |time| time.as_secs()),
             size: summary.size,
+            digest: None,
         };
-        let path = pending.commit(&record)?;
+        let path = pending.commit(record)?;
         if !self.wanted.quiet {
             ui::message(format_args!(
                 "imported `{}`: {}",

@@ -242,6 +242,15 @@ settings! {
         Kind::Number { from: 0, to: u32::MAX },
         "what the layers say", "Time stamp of everything in an image, in seconds since 1970.";
 
+    CACHE_SIZE: "store" "size", ["CISTA_CACHE_SIZE"], None,
+        Kind::Size,
+        "no limit", "The size of the store: what was not used for longest goes first, and what is in use stays.";
+    SHARED_STORES: "store" "shared", ["CISTA_SHARED_STORES"], None,
+        Kind::Paths,
+        "none", "Stores of others, which are looked into first and never written to.";
+    VERIFY_IMAGES: "store" "verify_images", ["CISTA_VERIFY_IMAGES"], None,
+        Kind::Switch,
+        "no", "Whether an image of the store is read to its end, and compared with its digest, before it is used.";
     LEASE_TIMEOUT: "store" "lease_timeout", ["CISTA_LEASE_TIMEOUT"], None,
         Kind::Seconds,
         "30", "How long a process of another machine that writes to the store may be silent before its work is taken over, in seconds.";

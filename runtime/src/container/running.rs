@@ -4,6 +4,7 @@
 //! source of its overlayfs is `cista:DEVICE:INODE:NAME`, with device and inode of the container's directory (or of the image file), so that it is found
 //! whatever path leads there. A container that is a tree has no overlay when it is written to; its root directory is the tree.
 
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -66,6 +67,19 @@ pub fn is_written_to(root: &Root) -> bool {
             .and_then(|text| root_mount(&text))
             .is_some_and(|mount| mount.source == wanted && mount.keeps_changes)
     })
+}
+
+/// Which of some images run on this machine.
+#[must_use]
+pub fn images(paths: &[PathBuf]) -> HashSet<PathBuf> {
+    let sources: HashMap<OsString, &PathBuf> = paths
+        .iter()
+        .map(|path| (source_name(&Root::Image(path.clone())), path))
+        .collect();
+    process_ids()
+        .filter_map(|pid| root_mount(&fs::read(proc(pid, "mountinfo")).ok()?))
+        .filter_map(|mount| sources.get(&mount.source).map(|path| (*path).clone()))
+        .collect()
 }
 
 /// The processes of what was started, oldest first: for each the position in `roots` of what it was started from.

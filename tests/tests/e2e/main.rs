@@ -12,6 +12,7 @@
 mod additions;
 mod bad_images;
 mod bad_input;
+mod cache;
 mod check;
 mod config;
 mod containers;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         oracle::CASES,
         start::CASES,
         store::CASES,
+        cache::CASES,
         signals::CASES,
         isolation::CASES,
         logins::CASES,
