@@ -48,6 +48,14 @@ pub struct Config {
     pub writable: bool,
     /// Whether the user is root inside without `-r`. `CISTA_REMAP_ROOT`.
     pub remap_root: bool,
+    /// Whether the user's home directory is mounted. `CISTA_MOUNT_HOME`.
+    pub mount_home: bool,
+    /// Whether a shell reads `/etc/profile` first. `CISTA_LOGIN_SHELL`.
+    pub login_shell: bool,
+    /// Whether PMI is passed on. `CISTA_SLURM_PMI`; called as enroot also by its hook for that.
+    pub slurm_pmi: bool,
+    /// Whether PyTorch is told of Slurm's tasks. `CISTA_SLURM_PYTORCH`.
+    pub slurm_pytorch: bool,
     /// Whether what exists is replaced without `-f`. `CISTA_FORCE_OVERRIDE`.
     pub force: bool,
     /// Namespaces that every container has of its own. `CISTA_UNSHARE_PID`, `_NET`, `_IPC`, `_UTS`.
@@ -81,6 +89,14 @@ pub enum Dev {
 #[must_use]
 pub fn host_variable(name: &std::ffi::OsStr) -> Option<OsString> {
     std::env::var_os(name)
+}
+
+/// The variables of the caller's environment whose names begin with a prefix.
+#[must_use]
+pub fn host_variables(prefix: &str) -> Vec<(OsString, OsString)> {
+    std::env::vars_os()
+        .filter(|(name, _)| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
+        .collect()
 }
 
 /// A setting that cannot be used.
@@ -183,6 +199,10 @@ impl Config {
             writable: is_on(&settings::ROOTFS_WRITABLE)?,
             remap_root: is_on(&settings::REMAP_ROOT)?,
             force: is_on(&settings::FORCE)?,
+            mount_home: is_on(&settings::MOUNT_HOME)?,
+            login_shell: is_on(&settings::LOGIN_SHELL)?,
+            slurm_pmi: is_on(&settings::SLURM_PMI)?,
+            slurm_pytorch: sources.switch(&settings::SLURM_PYTORCH)?.unwrap_or(true),
             namespaces: Namespaces {
                 pid: is_on(&settings::UNSHARE_PID)?,
                 net: is_on(&settings::UNSHARE_NET)?,

@@ -14,7 +14,7 @@ use crate::container::mounts::MountError;
 use crate::container::named::{Container, ContainerError};
 use crate::container::namespaces::Namespaces;
 use crate::container::program::ProgramError;
-use crate::container::{self, Root, Spec, StartError, environment, fstab, userns_help};
+use crate::container::{self, Root, Spec, StartError, environment, fstab, standard, userns_help};
 use crate::{sys, ui};
 
 /// Start a container or an image
@@ -169,6 +169,9 @@ fn spec(
         .iter()
         .map(|option| fstab::parse_option(option))
         .collect::<Result<_, _>>()?;
+    let additions = Additions::load(&context.config.sources)?;
+    let mut files = options.keep_fd.clone();
+    files.extend(standard::pmi_file(&context.config, &additions));
     Ok(Spec {
         root,
         writable: options.rw || context.config.writable,
@@ -181,12 +184,12 @@ fn spec(
         }
         .or(context.config.namespaces),
         mounts,
-        additions: Additions::load(&context.config.sources)?,
+        additions,
         script: options.conf.as_deref().map(script::find).transpose()?,
         rc: options.rc.as_deref().map(script::read_rc).transpose()?,
         environment,
         command,
-        files: options.keep_fd.clone(),
+        files,
     })
 }
 

@@ -215,6 +215,18 @@ settings! {
     DEV: "start" "dev", ["CISTA_DEV"], Some("ENROOT_RESTRICT_DEV"),
         Kind::Choice(&["private", "host"]),
         "private", "What `/dev` is: one of its own with the standard devices, or that of the host.";
+    MOUNT_HOME: "start" "mount_home", ["CISTA_MOUNT_HOME"], Some("ENROOT_MOUNT_HOME"),
+        Kind::Switch,
+        "no", "Whether the user's home directory is mounted; root inside has it at `/root`.";
+    LOGIN_SHELL: "start" "login_shell", ["CISTA_LOGIN_SHELL"], Some("ENROOT_LOGIN_SHELL"),
+        Kind::Switch,
+        "no", "Whether a shell of the image reads `/etc/profile` before the program is executed.";
+    SLURM_PMI: "start" "slurm_pmi", ["CISTA_SLURM_PMI"], None,
+        Kind::Switch,
+        "no", "Whether a step of Slurm passes its variables, its PMI file and its PMIx directories on.";
+    SLURM_PYTORCH: "start" "slurm_pytorch", ["CISTA_SLURM_PYTORCH"], None,
+        Kind::Switch,
+        "yes", "Whether PyTorch in an image is told its place among the tasks of a step of Slurm.";
     FORCE: "start" "force", ["CISTA_FORCE_OVERRIDE"], Some("ENROOT_FORCE_OVERRIDE"),
         Kind::Switch,
         "no", "Whether files and containers are replaced without asking, as with `-f`.";

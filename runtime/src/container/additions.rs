@@ -45,6 +45,9 @@ const NATIVE_HOOKS: [&str; 9] = [
     "50-slurm-pytorch.sh",
 ];
 
+/// Those of them that an administrator puts there to have PMI.
+const PMI_HOOKS: [&str; 2] = ["50-slurm-pmi.sh", "50-slurm-pmix.sh"];
+
 /// What is added to a container.
 #[derive(Clone, Debug, Default)]
 pub struct Additions {
@@ -54,6 +57,8 @@ pub struct Additions {
     pub mounts: Vec<Entry>,
     /// Programs to run before the root is switched, in order.
     pub hooks: Vec<PathBuf>,
+    /// Whether enroot's optional hook for PMI is there, which is native here.
+    pub slurm_pmi: bool,
 }
 
 /// Why the additions cannot be used.
@@ -97,6 +102,7 @@ impl Additions {
             additions.mounts.retain(|entry| !usual::has(entry));
             additions.hooks.retain(|path| {
                 let name = path.file_name().unwrap_or_default();
+                additions.slurm_pmi |= PMI_HOOKS.iter().any(|hook| name == *hook);
                 !NATIVE_HOOKS.iter().any(|native| name == *native)
             });
         }

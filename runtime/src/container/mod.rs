@@ -11,8 +11,8 @@
 //! - [`layers`]: the root file system above it, with its upper layer filled by a [`seed`]
 //! - [`rootfs`]: paths below that root, resolved as the container will
 //! - [`usual`], [`devices`], [`home`]: what is put into every root; [`fstab`], [`mounts`]: and how
-//! - [`additions`]: what the administrator, the user and the image add to all that; [`hooks`] and the [`script`] that are run
-//! - [`environment`], [`privileges`] with [`seccomp`], [`program`]: the state and the execution of the program
+//! - [`additions`]: what the administrator, the user and the image add to all that; [`hooks`] and the [`script`] that are run; what is [`standard`]
+//! - [`environment`], [`privileges`] with [`seccomp`], [`login`], [`program`]: the state and the execution of the program
 //!
 //! Besides: [`named`] containers and their [`export`], those [`running`] and how another program [`join`](mod@join)s them, [`temporary`] names on disk,
 //! and [`userns_help`].
@@ -32,6 +32,7 @@ pub mod image;
 pub mod join;
 pub mod layers;
 pub mod loading;
+pub mod login;
 pub mod mounts;
 pub mod named;
 pub mod namespaces;
@@ -43,6 +44,7 @@ pub mod running;
 pub mod script;
 pub mod seccomp;
 pub mod seed;
+pub mod standard;
 pub mod start;
 pub mod temporary;
 pub mod userns_help;

@@ -9,6 +9,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use cista_images::squashfs::reader::Reader;
+use rustix::fs::FileType;
 
 use super::accounts::{self, Identity};
 use super::environment::{DEFAULT_PATH, Environment};
@@ -23,6 +24,11 @@ use crate::config::host_variable;
 
 /// Longest `/etc/passwd`, `/etc/group` and `/etc/default/useradd` of an image that are read, in bytes.
 const MAX_ACCOUNTS: u64 = 16 << 20;
+
+/// Where Debian's apt has its configuration, a file of it that is ours, and what that says.
+const APT: &str = "/etc/apt/apt.conf.d";
+const APT_SANDBOX: &str = "/etc/apt/apt.conf.d/cista";
+const APT_AS_ROOT: &[u8] = b"APT::Sandbox::User \"root\";\n";
 
 /// What is done inside a root file system.
 #[derive(Debug)]
@@ -157,6 +163,14 @@ impl Plan {
         let files = [
             File::changed("/etc/passwd", &old_passwd, new_passwd),
             File::changed("/etc/group", &old_group, new_group),
+            // apt would drop its privileges to a user that has no id here.
+            match debian
+                && spec.remap_root
+                && view.file_type(Path::new(APT)) == Some(FileType::Directory)
+            {
+                true => File::changed(APT_SANDBOX, b"", APT_AS_ROOT.to_vec()),
+                false => None,
+            },
         ];
         let environment = environment(spec, &facts);
         Ok(Self {

@@ -28,8 +28,9 @@ use super::privileges::{self, PrivilegeError};
 use super::program::{self, ProgramError};
 use super::rootfs::{Create, Rootfs};
 use super::seed::Seed;
+use super::standard::{self, Standard};
 use super::view::View;
-use super::{home, running, usual};
+use super::{home, login, running, usual};
 use crate::config::Config;
 use crate::sys;
 
@@ -184,6 +185,8 @@ pub fn start(
 
     // What is mounted besides the usual: by the image, the administrator, the user, the command line.
     let mut entries = additions::image_mounts(&spec.root, &source)?;
+    let standard = Standard::load(config, spec);
+    entries.extend(standard.mounts);
     entries.extend_from_slice(&spec.additions.mounts);
     entries.sort_by_key(|entry| entry.pass);
     entries.extend_from_slice(&spec.mounts);
@@ -288,6 +291,13 @@ pub fn start(
         Some(content) => Some(rc_file(&scratch, content)?),
         None => None,
     };
+    for (name, value) in standard.variables {
+        plan.environment.set(name, value);
+    }
+    // The command line has the last word.
+    for (name, value) in &spec.environment {
+        plan.environment.set(name, value);
+    }
     let mut wishes = hooks::Wishes::default();
     if let Some(hooks) = hooks {
         wishes = hooks.run(spec, config, &rootfs, &mut plan.environment, umask)?;
@@ -300,6 +310,9 @@ pub fn start(
     if let Some(mount) = rc.or(wishes.rc) {
         mounter.place(mount, &usual::rc(), false)?;
         plan.line = Start::Script.command_line(&spec.command, OsStr::new(""));
+    }
+    if config.slurm_pytorch {
+        standard::tell_pytorch(&mut plan.environment);
     }
     for (name, value) in std::mem::take(&mut plan.login) {
         plan.environment.set_default(name, value);
@@ -328,6 +341,9 @@ pub fn start(
     sys::sigpipe::restore();
     sys::process::close_on_exec_but(&spec.files).map_err(StartError::CloseFiles)?;
     privileges::give_up(inner_uid == 0, matches!(map, IdMap::Single { .. }))?;
+    if config.login_shell {
+        plan.line = login::line(&plan.line, &plan.environment);
+    }
     Err(program::execute(&plan.line, &plan.environment, &plan.absent).into())
 }
 

@@ -24,6 +24,9 @@ const DEV: &str = "/dev";
 /// Where control groups are in `/sys`.
 pub(super) const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
 
+/// Where version 2 is on a system that has both.
+const UNIFIED: &str = "/sys/fs/cgroup/unified";
+
 /// Directories that are in memory: name in the scratch, and mount point.
 const MEMORY: [(&str, &str); 4] = [
     (layers::DEV, DEV),
@@ -162,6 +165,7 @@ pub fn take(dev: Dev, namespaces: Namespaces, tell: &dyn Fn(&str)) -> Result<Tak
             }
         }
     }
+    taken.kernel.extend(control_groups(read_only));
     for path in FILES {
         let entry = entry(path, CreateOption::File, false, read_only);
         match mounts::source(&entry) {
@@ -174,7 +178,12 @@ pub fn take(dev: Dev, namespaces: Namespaces, tell: &dyn Fn(&str)) -> Result<Tak
     Ok(taken)
 }
 
-fn entry(path: &str, create: CreateOption, recursive: bool, set: MountAttrFlags) -> Entry {
+pub(super) fn entry(
+    path: &str,
+    create: CreateOption,
+    recursive: bool,
+    set: MountAttrFlags,
+) -> Entry {
     Entry {
         source: path.into(),
         is_inside: false,
@@ -215,7 +224,11 @@ pub fn mount(
         .iter()
         .any(|(entry, _)| entry.target == Path::new(DEV));
     for (entry, source) in taken.kernel {
-        mount(entry, source)?;
+        let optional = entry.optional;
+        match mount(entry, source) {
+            Err(_) if optional => {}
+            result => result?,
+        }
     }
     for (name, target) in MEMORY {
         if name == layers::DEV && has_host_dev {
@@ -252,6 +265,37 @@ pub fn mount(
     Ok(())
 }
 
+/// The control groups of this process, each at the place of its hierarchy: a program that looks for its limits finds its own (cgroups(7)). What
+/// is at the root of its hierarchy, or is not mounted where it usually is, stays as it is.
+fn control_groups(flags: MountAttrFlags) -> Vec<(Entry, OwnedFd)> {
+    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    own_groups(&text)
+        .filter_map(|(controllers, path)| {
+            let place = match controllers {
+                "" if !Path::new(UNIFIED).exists() => CONTROL_GROUPS.to_owned(),
+                "" => UNIFIED.to_owned(),
+                name => format!("{CONTROL_GROUPS}/{}", name.trim_start_matches("name=")),
+            };
+            let bind = Entry {
+                source: format!("{place}{path}").into(),
+                optional: true,
+                ..entry(&place, CreateOption::No, false, flags)
+            };
+            let source = mounts::source(&bind).ok()??;
+            Some((bind, source))
+        })
+        .collect()
+}
+
+/// Controllers and path of each line of `/proc/PID/cgroup` that is not at the root of its hierarchy.
+fn own_groups(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.lines().filter_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let is_inside = path.starts_with('/') && path != "/" && !path.starts_with("/..");
+        is_inside.then_some((controllers, path))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,5 +327,19 @@ mod tests {
                 .unwrap();
             assert_eq!(has(&entry), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn groups_below_the_root() {
+        let text = "3:cpu,cpuacct:/job/1\n2:name=systemd:/x:y\n1:pids:/\n0::/slurm/step_0\nodd\n4:memory:/../x\n";
+        let found: Vec<_> = own_groups(text).collect();
+        assert_eq!(
+            found,
+            [
+                ("cpu,cpuacct", "/job/1"),
+                ("name=systemd", "/x:y"),
+                ("", "/slurm/step_0")
+            ]
+        );
     }
 }

@@ -34,6 +34,7 @@ mod registries;
 mod run;
 mod signals;
 mod sources;
+mod standard;
 mod start;
 mod store;
 mod transfer;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         additions::CASES,
         hooks::CASES,
         load::CASES,
+        standard::CASES,
     ];
     let outcome = Session::start(Profile::Debug, |text| eprintln!("    {text}"))
         .and_then(|session| run_all(session, &cases));
