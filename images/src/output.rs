@@ -165,12 +165,18 @@ impl Output {
     ///
     /// [`OutputError::Exists`] when another file took the name in the meantime; [`OutputError::Sync`] when the disk is full or broken.
     /// Nothing is left behind then.
-    pub fn commit(mut self) -> Result<File, OutputError> {
+    pub fn commit(self) -> Result<File, OutputError> {
+        self.commit_then(|| ())
+    }
+
+    /// As [`Self::commit`], with something to do as soon as the file has its name, before its directory is written to disk.
+    pub(crate) fn commit_then(mut self, placed: impl FnOnce()) -> Result<File, OutputError> {
         self.file.sync_all().map_err(|source| OutputError::Sync {
             path: self.path.clone(),
             source,
         })?;
         self.place()?;
+        placed();
         self.sync_directory()?;
         self.handle()
     }

@@ -164,12 +164,12 @@ impl PendingImage {
             ..record
         };
         record.write(&self.record, self.mode)?;
-        let placed = match self.output.commit() {
+        // Given back at once: a process that dies while the disk works leaves no lease on what is there.
+        let lease = self.lease;
+        match self.output.commit_then(|| drop(lease)) {
             Ok(_) | Err(OutputError::Exists { .. }) => Ok(path),
             Err(error) => Err(error.into()),
-        };
-        drop(self.lease);
-        placed
+        }
     }
 }
 
