@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::blob::Blob;
 use super::download::Shared;
@@ -91,7 +92,11 @@ impl<'a> Follower<'a> {
                 let count =
                     usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
                 match file.read_at(&mut buffer[..count], self.position)? {
-                    0 => Err(io::ErrorKind::UnexpectedEof.into()),
+                    // It is emptied when it turns out to be wrong.
+                    0 => match self.incoming.wait(u64::MAX, Duration::ZERO) {
+                        Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+                        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+                    },
                     read => Ok(read),
                 }
             }

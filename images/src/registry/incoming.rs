@@ -508,15 +508,17 @@ impl Incoming {
         drop(state);
         let actual = hasher.finish();
         if actual != self.blob.digest {
+            // First the reason, then the end of the file: who reads it at this moment should be told the reason.
+            self.finish(Err(SourceError::WrongDigest {
+                what: self.blob.name(),
+                expected: self.blob.digest,
+                actual,
+            }));
             if let Some(mut pending) = pending {
                 // Nobody should go on with it.
                 pending.restart()?;
             }
-            return Err(SourceError::WrongDigest {
-                what: self.blob.name(),
-                expected: self.blob.digest,
-                actual,
-            });
+            return Err(RegistryError::Stopped.into());
         }
         if let Some(pending) = pending {
             pending.commit()?;
