@@ -5,6 +5,7 @@
 //! - [`reference`]: what the user typed: `docker://…`, `oci:…`, `tar:…`
 //! - [`source`]: where an image comes from; a manifest, a config and layer blobs
 //! - [`registry`]: the client of the OCI distribution specification
+//! - [`policy`]: which images of registries may be used
 //! - [`store`]: blobs and images by digest on disk
 //! - [`layer`]: a blob becomes tar entries: decompress, verify, parse
 //! - [`merge`]: layers become one [`tree`], top-down
@@ -27,6 +28,7 @@ pub mod output;
 mod owner;
 pub mod pack;
 pub mod platform;
+pub mod policy;
 pub mod progress;
 pub mod reference;
 pub mod registry;

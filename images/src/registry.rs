@@ -9,6 +9,7 @@
 //! - `challenge.rs`, `token.rs`, `credentials.rs`: who we are, and how a registry is told
 //! - `client.rs`: one repository: authenticated requests, redirects
 //! - `routes.rs`: which hosts are asked for an image, and how; `mirrors.rs`: those that are asked first; `throttle.rs`: how fast
+//! - `signatures.rs`: the signatures of an image, where a policy asks for them
 //! - `login.rs`: trying a login
 //! - `documents.rs`: its indexes, manifests and configs
 //! - `blob.rs`: one request for a part of a blob
@@ -33,6 +34,7 @@ mod login;
 mod mirrors;
 mod retry;
 mod routes;
+mod signatures;
 mod throttle;
 mod token;
 
@@ -50,6 +52,7 @@ pub use routes::{Access, Location, Mirror, Prefix, Routes, Rule, Serves};
 use crate::cancel::{Cancel, Cancelled};
 use crate::digest::Digest;
 use crate::platform::Platform;
+use crate::policy::Policy;
 use crate::reference::RegistryReference;
 use crate::source::resolve;
 use crate::source::{ResolvedImage, Source, SourceError, Task};
@@ -90,6 +93,8 @@ pub struct Settings {
     pub credentials: Arc<dyn Credentials>,
     /// Registries, or parts of them, that are reached in another way than the rest.
     pub routes: Arc<Routes>,
+    /// Which images may be used.
+    pub policy: Arc<Policy>,
     /// Is told what goes wrong without stopping anything.
     pub observer: Arc<dyn Observer>,
 }
@@ -110,6 +115,7 @@ impl Default for Settings {
             max_connections: 10,
             credentials: Arc::new(Anonymous),
             routes: Arc::default(),
+            policy: Arc::default(),
             observer: Arc::new(Unobserved),
         }
     }
@@ -121,6 +127,7 @@ pub struct RegistrySource {
     reference: RegistryReference,
     client: Arc<Client>,
     store: Option<Arc<Store>>,
+    policy: Arc<Policy>,
     downloads: Downloads,
 }
 
@@ -129,17 +136,23 @@ impl RegistrySource {
     ///
     /// # Errors
     ///
-    /// [`RegistryError::Proxy`] when a proxy setting is malformed.
+    /// [`RegistryError::Proxy`] when a proxy setting is malformed; [`RegistryError::Policy`] and [`RegistryError::Blocked`] when the image may
+    /// not be used.
     pub fn new(
         reference: RegistryReference,
         settings: &crate::source::Settings,
     ) -> Result<Self, SourceError> {
+        let policy = Arc::clone(&settings.registry.policy);
+        policy
+            .check_reference(&reference)
+            .map_err(RegistryError::Policy)?;
         let client = Arc::new(Client::new(&reference, settings.registry.clone())?);
         let downloads = Downloads::new(Arc::clone(&client), client.max_connections());
         Ok(Self {
             reference,
             client,
             store: settings.store.clone(),
+            policy,
             downloads,
         })
     }
@@ -153,6 +166,7 @@ impl RegistrySource {
         let lookup = Lookup {
             client: Arc::clone(&self.client),
             store: self.store.clone(),
+            policy: Arc::clone(&self.policy),
         };
         wait_for(&self.client, task.cancel, move || operation(lookup))
     }
@@ -195,9 +209,20 @@ fn wait_for<T: Send + 'static>(
 struct Lookup {
     client: Arc<Client>,
     store: Option<Arc<Store>>,
+    policy: Arc<Policy>,
 }
 
 impl Lookup {
+    /// Checks that the policy allows an image that was found. Every way to an image leads through here.
+    fn allow(
+        &self,
+        reference: &RegistryReference,
+        top: Digest,
+        manifest: Digest,
+    ) -> Result<(), SourceError> {
+        signatures::check(&self.documents(), &self.policy, reference, top, manifest)
+    }
+
     fn documents(&self) -> documents::CachedDocuments<'_> {
         documents::CachedDocuments {
             client: &self.client,
@@ -212,7 +237,10 @@ impl Source for RegistrySource {
         let image = self.interruptible(task, move |lookup| {
             let documents = lookup.documents();
             let top = documents.top(&reference, None)?;
-            resolve::resolve(&documents, top, &platform, reference.canonical())
+            let top_digest = top.digest;
+            let image = resolve::resolve(&documents, top, &platform, reference.canonical())?;
+            lookup.allow(&reference, top_digest, image.digest.unwrap_or(top_digest))?;
+            Ok(image)
         })?;
         if let (Some(store), Some(digest)) = (&self.store, &image.digest) {
             store.note_use(digest);
@@ -228,11 +256,14 @@ impl Source for RegistrySource {
             // A manifest's digest is enough; only an index has to be looked into.
             let head = documents.head(&reference)?;
             if let Some(digest) = head.and_then(|head| head.manifest()) {
+                lookup.allow(&reference, digest, digest)?;
                 return Ok(Some(digest));
             }
             let top = documents.top(&reference, head)?;
+            let top_digest = top.digest;
             let (fetched, _) =
                 resolve::find_manifest(&documents, top, &platform, &reference.canonical())?;
+            lookup.allow(&reference, top_digest, fetched.digest)?;
             Ok(Some(fetched.digest))
         })
     }

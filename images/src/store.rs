@@ -6,6 +6,7 @@
 //! STORE/images/<manifest hex>-<options hex>.sqsh         a finished image: the manifest it was made from, the options it was made with
 //! STORE/images/<manifest hex>-<options hex>.json         its [`ImageRecord`], written before the image appears
 //! STORE/*/.<name>.lease                                  who makes it just now (`lease.rs`)
+//! STORE/signatures/<hex>.json                            signatures of an image, where a policy asked for them (`signatures.rs`)
 //! STORE/uses/<manifest hex>@<host>                       when a machine last used it (`uses.rs`)
 //! ```
 //!
@@ -31,6 +32,7 @@ mod images;
 mod lease;
 mod record;
 mod shared;
+mod signatures;
 mod sweep;
 mod uses;
 mod verify;

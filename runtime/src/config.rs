@@ -10,6 +10,7 @@ pub mod credentials;
 pub mod enroot;
 pub mod file;
 pub mod import;
+pub mod policy;
 pub mod registries;
 pub mod settings;
 pub mod sources;

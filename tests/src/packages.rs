@@ -65,6 +65,7 @@ pub const TESTS: &[Package] = &[
         "turns user namespaces off for a test",
     ),
     package("docker.io", "dockerd", "a daemon to import from"),
+    package("openssl", "openssl", "makes certificates and signatures"),
     package("podman", "podman", "a storage to import from"),
     package("attr", "setfattr", "gives test files extended attributes"),
 ];

@@ -26,7 +26,7 @@ const ACCEPT_MANIFEST: &str = "application/vnd.oci.image.index.v1+json, \
 
 impl Client {
     /// A small blob of the right digest.
-    fn small_blob(&self, digest: Digest, limit: u64) -> Result<Vec<u8>, SourceError> {
+    pub(super) fn small_blob(&self, digest: Digest, limit: u64) -> Result<Vec<u8>, SourceError> {
         let ask = Ask {
             method: Method::GET,
             path: format!("blobs/{digest}"),
@@ -71,7 +71,11 @@ impl Client {
     }
 
     /// An index or manifest by tag or digest; verified where it is by digest.
-    fn manifest(&self, wanted: &str, digest: Option<Digest>) -> Result<Fetched, SourceError> {
+    pub(super) fn manifest(
+        &self,
+        wanted: &str,
+        digest: Option<Digest>,
+    ) -> Result<Fetched, SourceError> {
         let ask = self.manifest_ask(Method::GET, wanted);
         let (text, media_type) = self.small_verified(&ask, digest, MAX_MANIFEST)?;
         if media_type.starts_with("text/html") {

@@ -159,6 +159,9 @@ pub enum RegistryError {
         /// Why not.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The policy forbids the image.
+    #[error(transparent)]
+    Policy(#[from] crate::policy::PolicyError),
     /// The configuration of registries forbids the image.
     #[error("`{reference}` is blocked by the configuration of registries")]
     Blocked {
@@ -259,6 +262,7 @@ impl RegistryError {
             Self::NoLogin { registry, user } => {
                 format!("store it with `cista login -u {user} {registry}`, or set `CISTA_PASSWORD`")
             }
+            Self::Policy(error) => return error.hint(),
             Self::RateLimited { .. } => "log in, or try again later".to_owned(),
             _ => return None,
         })

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use cista_images::progress::Silent;
 use cista_images::source::Task;
@@ -24,7 +25,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
-    let config = ImportConfig::load(&context.config.sources)?;
+    let mut config = ImportConfig::load(&context.config.sources)?;
+    // What may be used is another question than what a tag stands for, which one has to ask to pin it.
+    config.registry.policy = Arc::new(config.registry.policy.of_origins());
     let reference = import::parse(&args.uri)?;
     let cancel = sys::signal::cancel_on_signals()?;
     let source = import::open(&reference, &config, None)?;

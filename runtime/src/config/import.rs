@@ -12,7 +12,7 @@ use cista_images::registry::{Credential, Observer, RegistryError, Secret, Settin
 use cista_images::squashfs::compression::Compression;
 
 use super::credentials::CredentialPaths;
-use super::{ConfigError, Sources, registries, settings};
+use super::{ConfigError, Sources, policy, registries, settings};
 use crate::credentials::StoredCredentials;
 use crate::ui;
 
@@ -95,6 +95,7 @@ impl ImportConfig {
                 .map_or(defaults.max_connections, |number| number as usize),
             credentials: defaults.credentials,
             routes: Arc::new(registries::load(sources)?),
+            policy: Arc::new(policy::load(sources)?),
             observer: Arc::new(Warnings),
         };
         let compression = sources.parsed(&settings::COMPRESSION, |text| text.parse().ok())?;

@@ -29,6 +29,7 @@ mod logins;
 mod namespaces;
 mod oci;
 mod oracle;
+mod policy;
 mod progress;
 mod registries;
 mod run;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         check::CASES,
         join::CASES,
         namespaces::CASES,
+        policy::CASES,
         registries::CASES,
         oci::CASES,
         run::CASES,
