@@ -18,6 +18,9 @@ use crate::say;
 
 const ROUNDS: usize = 5;
 
+/// Processes of a storm.
+const STORM: usize = 8;
+
 /// What most Python programs do first.
 const IMPORTS: &str = "import numpy, scipy, pandas, sklearn";
 
@@ -29,6 +32,7 @@ const TWICE: &str = "\"$@\"; a=$(date +%s%N); \"$@\"; b=$(date +%s%N); echo $((b
 enum Way {
     Kernel,
     Squashfuse,
+    SquashfuseLl,
     Cista,
     Directory,
 }
@@ -38,6 +42,7 @@ impl Way {
         match self {
             Self::Kernel => "kernel squashfs",
             Self::Squashfuse => "squashfuse",
+            Self::SquashfuseLl => "squashfuse_ll",
             Self::Cista => "cista",
             Self::Directory => "directory",
         }
@@ -103,6 +108,18 @@ pub(super) fn run(session: &Session, rounds: Option<usize>) -> Result<Vec<Table>
         false,
         &cat,
     )?);
+    let storm = format!("for one in $(seq {STORM}); do python3 -c '{IMPORTS}' & done; wait");
+    let storm = ["sh", "-c", storm.as_str()];
+    let title = format!("Python imports by {STORM} processes at once");
+    if we_are_root() {
+        let ways = [Way::Kernel, Way::Cista, Way::SquashfuseLl];
+        let title = format!("{title}, cold");
+        tables.push(places.table(&title, rounds, &ways, true, &storm)?);
+    } else {
+        let ways = [Way::SquashfuseLl, Way::Cista];
+        let title = format!("{title}, fresh start");
+        tables.push(places.table(&title, rounds, &ways, false, &storm)?);
+    }
     Ok(tables)
 }
 
@@ -133,7 +150,7 @@ impl Places<'_> {
         let program = match way {
             Way::Cista => self.environment.cista(["start"]).arg(&self.image),
             Way::Directory => self.in_bubblewrap(&self.tree),
-            Way::Kernel | Way::Squashfuse => self.in_bubblewrap(&self.mount),
+            Way::Kernel | Way::Squashfuse | Way::SquashfuseLl => self.in_bubblewrap(&self.mount),
         };
         let outcome = program.args(command).check()?;
         drop(mounted);
@@ -158,9 +175,9 @@ impl Places<'_> {
                 .arg(&self.image)
                 .arg(&self.mount)
                 .check()?,
-            Way::Squashfuse => self
+            Way::Squashfuse | Way::SquashfuseLl => self
                 .environment
-                .program("squashfuse")
+                .program(way.name())
                 .arg(&self.image)
                 .arg(&self.mount)
                 .check()?,

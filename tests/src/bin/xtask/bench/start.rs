@@ -1,14 +1,20 @@
 //! Start: from the shell's fork to the end of `true`, against bubblewrap on the unpacked tree.
 
+use std::panic::resume_unwind;
+use std::time::Duration;
+
 use cista_tests::environment::Session;
 use cista_tests::error::HarnessError;
 use cista_tests::image::{Packing, Recipe};
 use cista_tests::packages::find_program;
+use cista_tests::program::Program;
 
-use super::measure::{Contestant, take_turns};
+use super::measure::{Contestant, take_turns, time};
 use super::table::Table;
 
 const ROUNDS: usize = 100;
+/// Starts at once.
+const AT_ONCE: usize = 64;
 
 pub(super) fn run(session: &Session, rounds: Option<usize>) -> Result<Vec<Table>, HarnessError> {
     let environment = session.environment("bench-start", false)?;
@@ -58,9 +64,48 @@ pub(super) fn run(session: &Session, rounds: Option<usize>) -> Result<Vec<Table>
         }));
     }
     let times = take_turns(rounds.unwrap_or(ROUNDS), contestants)?;
-    Ok(vec![Table::of_times(
+    let alone = Table::of_times(
         "Start of `true` in the Python image, whole process",
         &times,
         0,
-    )])
+    );
+    let in_bubblewrap = || {
+        environment
+            .program("bwrap")
+            .args(["--unshare-user", "--bind"])
+            .arg(&tree)
+            .args(["/", "--dev", "/dev", "--proc", "/proc", "true"])
+    };
+    let contestants = vec![
+        Contestant::new("bwrap, unpacked tree", || at_once(in_bubblewrap)),
+        Contestant::new("cista, image", || {
+            at_once(|| environment.cista(["start"]).arg(&image).arg("true"))
+        }),
+        Contestant::new("cista, one after the other", || {
+            let start = || environment.cista(["start"]).arg(&image).arg("true").time();
+            (0..AT_ONCE).map(|_| start()).sum()
+        }),
+    ];
+    let together = Table::of_times(
+        &format!("{AT_ONCE} starts at once, until the last has ended"),
+        &take_turns(rounds.unwrap_or(ROUNDS).div_ceil(10), contestants)?,
+        0,
+    );
+    Ok(vec![alone, together])
+}
+
+/// How long so many take together.
+fn at_once(program: impl Fn() -> Program + Sync) -> Result<Duration, HarnessError> {
+    let (duration, results) = time(|| {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..AT_ONCE)
+                .map(|_| scope.spawn(|| program().time()))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+                .collect::<Result<Vec<_>, _>>()
+        })
+    });
+    results.map(|_| duration)
 }
