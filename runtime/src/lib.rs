@@ -1,5 +1,6 @@
 //! The command line of `cista`, and everything about running a container.
 //!
+//! - [`bundle`]: this program with an image behind it
 //! - [`check`]: what this machine lacks
 //! - [`cli`]: one file a command
 //! - [`ui`]: the only place that writes to stdout and stderr
@@ -10,6 +11,7 @@
 //! - [`oci`]: bundles of the OCI runtime specification
 //! - [`sys`]: the only place with `unsafe`
 
+pub mod bundle;
 pub mod check;
 pub mod cli;
 pub mod config;

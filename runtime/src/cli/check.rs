@@ -27,9 +27,14 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
+    report(context, args.json)
+}
+
+/// Looks at everything and prints it, as JSON with `json`.
+pub(super) fn report(context: &Context, json: bool) -> Outcome {
     let findings = check::all(&context.config);
     let ok = !findings.iter().any(Finding::is_fatal);
-    if args.json {
+    if json {
         let report = Report {
             ok,
             checks: &findings,

@@ -3,6 +3,8 @@
 //! Each command has an `Args` (clap) and a `run` that takes them and the [`Context`].
 
 mod batch;
+mod bundle;
+mod bundled;
 mod cache;
 mod check;
 mod config;
@@ -72,6 +74,7 @@ enum Command {
     List(list::Args),
     Remove(remove::Args),
     Inspect(inspect::Args),
+    Bundle(bundle::Args),
     Check(check::Args),
     Oci(oci::Args),
     Cache(cache::Args),
@@ -118,6 +121,9 @@ fn parse() -> Cli {
 /// Parses the command line, runs the command, shows its failure.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Some((file, layout)) = crate::bundle::own() {
+        return bundled::main(file, layout);
+    }
     let cli = parse();
     let name = std::env::args_os().next();
     let dialect = Dialect::of_program(name.as_deref());
@@ -146,6 +152,7 @@ pub fn main() -> ExitCode {
             Command::List(args) => list::run(args, &context),
             Command::Remove(args) => remove::run(args, &context),
             Command::Inspect(args) => inspect::run(args, &context),
+            Command::Bundle(args) => bundle::run(args, &context),
             Command::Check(args) => check::run(args, &context),
             Command::Oci(args) => oci::run(args, &context),
             Command::Cache(args) => cache::run(args, &context),

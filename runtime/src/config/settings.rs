@@ -244,6 +244,10 @@ settings! {
         Kind::Switch,
         "no", "Whether containers have a host name of their own.";
 
+    BUNDLE_CHECKSUM: "bundle" "checksum", ["CISTA_BUNDLE_CHECKSUM"], Some("ENROOT_BUNDLE_CHECKSUM"),
+        Kind::Switch,
+        "no", "Whether bundles get a checksum of their image, as with `-c`.";
+
     COMPRESSION: "import" "compression", ["CISTA_COMPRESSION"], Some("ENROOT_SQUASH_OPTIONS"),
         Kind::Compression,
         "zstd:1", "How images are compressed.";

@@ -26,7 +26,7 @@ use super::start::{Root, StartError, tree_mount};
 use super::{handover, loading, running, temporary};
 use crate::config::{Config, MountMethod};
 use crate::sys::process::Helper;
-use crate::{fuse, sys};
+use crate::{bundle, fuse, sys};
 
 /// Why an image cannot be the lower layer.
 #[derive(Debug, thiserror::Error)]
@@ -113,8 +113,20 @@ impl OpenImage {
         };
         let file = fs::File::open(path).map_err(opened)?;
         let metadata = file.metadata().map_err(opened)?;
-        let fd = file.as_raw_fd();
-        let reader = Reader::open(file, 0).map_err(|source| ImageError::Image {
+        let mut fd = file.as_raw_fd();
+        let reader = match Reader::open(file, 0) {
+            // A bundle has its image behind a program.
+            Err(ReadError::NotSquashfs) => {
+                let file = fs::File::open(path).map_err(opened)?;
+                fd = file.as_raw_fd();
+                match bundle::find(&file) {
+                    Ok(Some(layout)) => Reader::open(file, layout.offset),
+                    _ => Err(ReadError::NotSquashfs),
+                }
+            }
+            result => result,
+        }
+        .map_err(|source| ImageError::Image {
             path: path.to_owned(),
             source,
         })?;

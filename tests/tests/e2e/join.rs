@@ -40,6 +40,11 @@ pub(crate) fn running(
         .stdin_pipe()
         .spawn()?;
     running.wait_for_stdout("ready", PATIENCE)?;
+    assert!(process::wait_until_it_executes(
+        running.pid(),
+        "cat",
+        PATIENCE
+    ));
     Ok(running)
 }
 
@@ -209,8 +214,11 @@ fn exec_joins_by_number_and_by_name(environment: &TestEnvironment<'_>) -> TestRe
 
 /// Root inside keeps what root inside has, and an image file names its containers too.
 fn exec_joins_root_and_images(environment: &TestEnvironment<'_>) -> TestResult {
-    let image = environment.session().imported(Recipe::Busybox)?;
-    let image = image.display().to_string();
+    // A copy of one's own: other tests start the shared one.
+    let shared = environment.session().imported(Recipe::Busybox)?;
+    let copy = environment.path("own.sqsh");
+    std::fs::copy(&shared, &copy).context("copy", &shared)?;
+    let image = copy.display().to_string();
     let container = running(environment, &["-r"], &image)?;
     let state = "id -u; grep -E '^Cap' /proc/self/status";
     let started = environment

@@ -12,8 +12,10 @@
 mod additions;
 mod bad_images;
 mod bad_input;
+mod bundle;
 mod cache;
 mod check;
+mod concurrency;
 mod config;
 mod containers;
 mod enroot;
@@ -64,7 +66,9 @@ fn main() -> ExitCode {
         isolation::CASES,
         logins::CASES,
         hardening::CASES,
+        bundle::CASES,
         check::CASES,
+        concurrency::CASES,
         join::CASES,
         namespaces::CASES,
         policy::CASES,

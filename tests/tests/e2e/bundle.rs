@@ -1,0 +1,241 @@
+//! `cista bundle`: one executable file of an image.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::environment::TestEnvironment;
+use cista_tests::error::{HarnessError, IoContext as _};
+use cista_tests::image::Recipe;
+use cista_tests::process;
+use rustix::process::Signal;
+
+use super::bad_input::assert_clear_error;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Makes a bundle of the busybox image.
+fn bundle(environment: &TestEnvironment<'_>, options: &[&str]) -> Result<PathBuf, HarnessError> {
+    let image = environment.session().imported(Recipe::Busybox)?;
+    environment
+        .cista(["bundle", "-f", "-o", "box.run"])
+        .args(options)
+        .arg(image)
+        .check()?;
+    Ok(environment.path("box.run"))
+}
+
+fn a_bundle_is_a_program(environment: &TestEnvironment<'_>) -> TestResult {
+    let file = bundle(environment, &[])?;
+    let mode = std::fs::metadata(&file).context("look at", &file)?.mode();
+    assert_eq!(mode & 0o111, (mode & 0o444) >> 2, "{mode:o}");
+    let run = |args: &[&str]| environment.program(&file).args(args).run();
+    let outcome = run(&[
+        "sh",
+        "-c",
+        "cat /etc/issue; echo $0 $1; exit 3",
+        "-x",
+        "--info",
+    ])?;
+    assert_eq!(outcome.code(), Some(3), "{}", outcome.error_text());
+    assert_eq!(outcome.text(), "a test image of cista\n-x --info");
+    assert_eq!(outcome.error_text(), "");
+    // The image's own command is a shell.
+    let shell = environment
+        .program(&file)
+        .stdin_bytes("echo from stdin\n")
+        .text()?;
+    assert_eq!(shell, "from stdin");
+    environment.directory("source")?;
+    environment.write("source/file", "mounted", 0o644)?;
+    let mount = format!("{}:/mnt", environment.path("source").display());
+    let options = ["-r", "-w", "--pid", "-e", "A=a b", "-m", &mount, "sh", "-c"];
+    let outcome = environment
+        .program(&file)
+        .args(options)
+        .arg("id -u; echo $$ $A; cat /mnt/file; touch /home/x")
+        .text()?;
+    assert_eq!(outcome, "0\n2 a b\nmounted");
+    assert_eq!(
+        environment.files()?,
+        ["box.run", "source"],
+        "nothing is unpacked"
+    );
+    assert_clear_error(&run(&["no-such-program"])?, 127, &["no-such-program"]);
+    assert_clear_error(&run(&["--no-such-option"])?, 2, &["--no-such-option"]);
+    // It is an image as well, and a bundle of it is the same.
+    let started = environment
+        .cista(["start", "box.run", "cat", "/etc/issue"])
+        .text()?;
+    assert_eq!(started, "a test image of cista");
+    environment
+        .cista(["bundle", "-o", "second.run", "box.run"])
+        .check()?;
+    let size = |name: &str| std::fs::metadata(environment.path(name)).map_or(0, |it| it.len());
+    assert!(size("second.run").abs_diff(size("box.run")) < 100);
+    let second = environment.path("second.run");
+    let text = environment
+        .program(&second)
+        .args(["echo", "second"])
+        .text()?;
+    assert_eq!(text, "second");
+    Ok(())
+}
+
+/// Same process, its signals; the server goes with it, also when the file has been removed meanwhile.
+fn it_is_the_program_that_was_started(environment: &TestEnvironment<'_>) -> TestResult {
+    let file = bundle(environment, &[])?;
+    let program = environment
+        .program(&file)
+        .args([
+            "sh",
+            "-c",
+            "echo $$; read line; cat /etc/issue; exec sleep 60",
+        ])
+        .stdin_pipe()
+        .spawn()?;
+    let told = program.wait_for_stdout("\n", PATIENCE)?;
+    assert_eq!(told.trim(), program.pid().to_string());
+    std::fs::remove_file(&file).context("remove", &file)?;
+    let mut program = program;
+    program.write(b"go\n")?;
+    program.wait_for_stdout("a test image", PATIENCE)?;
+    program.signal(Signal::TERM)?;
+    assert_eq!(program.wait()?.signal(), Some(Signal::TERM.as_raw()));
+    let end = process::wait_until_none_executes(&file, PATIENCE);
+    assert!(end.is_some(), "the server stays");
+    Ok(())
+}
+
+fn it_tells_and_checks(environment: &TestEnvironment<'_>) -> TestResult {
+    let file = bundle(environment, &["-c", "-d", "for the test"])?;
+    let run = |option: &str| environment.program(&file).arg(option).run();
+    let info = run("-i")?.text();
+    for word in ["image:", "for the test", "sha256:", "box"] {
+        assert!(info.contains(word), "{word}: {info}");
+    }
+    assert!(
+        environment
+            .program(&file)
+            .arg("--help")
+            .text()?
+            .contains("--extract")
+    );
+    let verified = run("-v")?;
+    assert_eq!(verified.code(), Some(0), "{}", verified.error_text());
+    assert!(verified.error_text().contains("as it was put in"));
+    assert!(
+        verified.text().contains("user namespaces"),
+        "{}",
+        verified.text()
+    );
+    // One byte of the image changes.
+    let mut bytes = std::fs::read(&file).context("read", &file)?;
+    let at = bytes.len() - 5000;
+    bytes[at] ^= 1;
+    std::fs::write(&file, &bytes).context("write", &file)?;
+    for option in ["-v", "-x", "-k"] {
+        assert_clear_error(&run(option)?, 125, &["damaged", "sha256:"]);
+    }
+    assert_eq!(environment.files()?, ["box.run"]);
+    // By a setting as well.
+    let image = environment.session().imported(Recipe::Busybox)?;
+    environment
+        .cista(["bundle", "-o", "set.run"])
+        .arg(&image)
+        .env("CISTA_BUNDLE_CHECKSUM", "yes")
+        .check()?;
+    let info = environment
+        .program(environment.path("set.run"))
+        .arg("-i")
+        .text()?;
+    assert!(info.contains("sha256:"));
+    Ok(())
+}
+
+fn it_can_be_unpacked_and_kept(environment: &TestEnvironment<'_>) -> TestResult {
+    let file = bundle(environment, &[])?;
+    environment.program(&file).args(["-x", "-q"]).check()?;
+    let issue = environment.path("box/etc/issue");
+    let text = std::fs::read_to_string(&issue).context("read", &issue)?;
+    assert_eq!(text, "a test image of cista\n");
+    let again = environment.program(&file).arg("-x").run()?;
+    assert_clear_error(&again, 125, &["exists already"]);
+    let kept = bundle(environment, &["-t", "${HOME}/kept/${NAME}"])?;
+    let run = |script: &str| {
+        environment
+            .program(&kept)
+            .env("NAME", "here")
+            .args(["-k", "-q", "-w", "sh", "-c", script])
+            .text()
+    };
+    assert_eq!(run("echo 1 >/home/x; echo first")?, "first");
+    assert_eq!(run("cat /home/x")?, "1");
+    let written = environment.home().join("kept/here/home/x");
+    assert_eq!(
+        std::fs::read_to_string(&written).context("read", &written)?,
+        "1\n"
+    );
+    Ok(())
+}
+
+fn what_cannot_be_bundled(environment: &TestEnvironment<'_>) -> TestResult {
+    let image = environment.session().imported(Recipe::Busybox)?;
+    environment.write("image.run", "precious", 0o644)?;
+    let make = |args: &[&str]| environment.cista(["bundle"]).args(args).run();
+    let image = image.display().to_string();
+    let exists = make(&["-o", "image.run", &image])?;
+    assert_clear_error(&exists, 1, &["image.run", "hint:"]);
+    environment.write("text", "no image", 0o644)?;
+    assert_clear_error(&make(&["text"])?, 1, &["text", "not a usable image"]);
+    assert_clear_error(&make(&["none"])?, 1, &["none"]);
+    assert_clear_error(&make(&["-o", "no/where", &image])?, 1, &["directory `no`"]);
+    assert_eq!(environment.files()?, ["image.run", "text"]);
+    Ok(())
+}
+
+const CONTAINER: &[Need] = &[
+    Need::Image(Recipe::Busybox),
+    Need::UserNamespaces,
+    Need::Fuse,
+];
+
+const fn case(name: &'static str, who: Who, run: fn(&TestEnvironment<'_>) -> TestResult) -> Case {
+    Case {
+        name,
+        tier: Tier::Userns,
+        who,
+        needs: CONTAINER,
+        run,
+    }
+}
+
+/// The tests of this file.
+pub(crate) const CASES: &[Case] = &[
+    case(
+        "bundle::a_bundle_is_a_program",
+        Who::Both,
+        a_bundle_is_a_program,
+    ),
+    case(
+        "bundle::it_is_the_program_that_was_started",
+        Who::Both,
+        it_is_the_program_that_was_started,
+    ),
+    case(
+        "bundle::it_tells_and_checks",
+        Who::User,
+        it_tells_and_checks,
+    ),
+    case(
+        "bundle::it_can_be_unpacked_and_kept",
+        Who::Both,
+        it_can_be_unpacked_and_kept,
+    ),
+    case(
+        "bundle::what_cannot_be_bundled",
+        Who::User,
+        what_cannot_be_bundled,
+    ),
+];
