@@ -142,6 +142,71 @@ fn capabilities_are_as_documented(environment: &TestEnvironment<'_>) -> TestResu
     Ok(())
 }
 
+/// A user namespace of one user maps none of the caller's further groups, and yet they count: for files of the host that are mounted, in
+/// `start` and in `exec`, as root inside or not.
+fn further_groups_still_count(environment: &TestEnvironment<'_>) -> TestResult {
+    const GROUP: u32 = 54_321;
+    let image = environment.session().imported(Recipe::Busybox)?;
+    environment
+        .cista(["create", "-n", "box"])
+        .arg(image)
+        .check()?;
+    let shared = environment.write("shared", "for the group", 0o640)?;
+    std::os::unix::fs::chown(&shared, Some(0), Some(GROUP)).context("give away", &shared)?;
+    let user = environment.user();
+    let with_groups = |groups: &str, args: &[&str]| {
+        Program::new("setpriv")
+            .env_only(environment.variables())
+            .current_dir(environment.path(""))
+            .args([
+                "--reuid",
+                &user.uid.to_string(),
+                "--regid",
+                &user.gid.to_string(),
+            ])
+            .args(groups.split(' '))
+            .arg(environment.program_path())
+            .args(args)
+    };
+    let member = format!("--groups {GROUP}");
+    let mount = format!("{}:/shared", shared.display());
+    for options in [&[][..], &["-r"], &["--pid"]] {
+        let start = [
+            &["start", "-m", &mount][..],
+            options,
+            &["box", "cat", "/shared"],
+        ]
+        .concat();
+        assert_eq!(
+            with_groups(&member, &start).text()?,
+            "for the group",
+            "{options:?}"
+        );
+        let outcome = with_groups("--clear-groups", &start).run()?;
+        assert_eq!(
+            outcome.code(),
+            Some(1),
+            "{options:?}: readable without the group"
+        );
+    }
+    let start = [
+        "start",
+        "-m",
+        &mount,
+        "box",
+        "sh",
+        "-c",
+        "echo ready; exec cat",
+    ];
+    let mut container = with_groups(&member, &start).stdin_pipe().spawn()?;
+    container.wait_for_stdout("ready", LIMIT)?;
+    let exec = ["exec", "box", "cat", "/shared"];
+    assert_eq!(with_groups(&member, &exec).text()?, "for the group");
+    container.close_stdin();
+    container.wait()?;
+    Ok(())
+}
+
 /// Files that the caller left open stay out, but for those that are asked for.
 fn only_files_that_are_asked_for_get_in(environment: &TestEnvironment<'_>) -> TestResult {
     let image = environment.session().imported(Recipe::Busybox)?;
@@ -612,6 +677,18 @@ pub(crate) const CASES: &[Case] = &[
         Who::Both,
         CONTAINER,
         capabilities_are_as_documented,
+    ),
+    case(
+        "hardening::further_groups_still_count",
+        Who::User,
+        &[
+            Need::Image(Recipe::Busybox),
+            Need::UserNamespaces,
+            Need::Fuse,
+            Need::Root,
+            Need::Program("setpriv"),
+        ],
+        further_groups_still_count,
     ),
     case(
         "hardening::only_files_that_are_asked_for_get_in",
