@@ -212,6 +212,17 @@ impl<'a> TestEnvironment<'a> {
         chown(path, Some(self.user.uid), Some(self.user.gid)).context("give away", path)
     }
 
+    /// Writes a file below `XDG_CONFIG_HOME`.
+    pub fn configure(&self, name: &str, content: &str) -> Result<(), HarnessError> {
+        let path = self.root.join("config").join(name);
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory).context("create", directory)?;
+            self.give(directory)?;
+        }
+        std::fs::write(&path, content).context("write", &path)?;
+        self.give(&path)
+    }
+
     /// Writes a file of the user into the working directory.
     pub fn write(
         &self,

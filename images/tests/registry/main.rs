@@ -19,6 +19,7 @@ mod local;
 mod mirrors;
 mod parts;
 mod patience;
+mod policy;
 mod proxy;
 mod realms;
 mod server;

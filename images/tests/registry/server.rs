@@ -354,7 +354,7 @@ fn read_request(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
     Ok(Some(request))
 }
 
-fn serve_image(image: &Image, top: Digest, request: &Request) -> Reply {
+pub(crate) fn serve_image(image: &Image, top: Digest, request: &Request) -> Reply {
     let missing = Reply {
         body: br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#.to_vec(),
         ..Reply::status(404)

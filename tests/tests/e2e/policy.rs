@@ -14,17 +14,6 @@ use cista_tests::registry::Registry;
 
 use super::bad_input::assert_clear_error;
 
-fn configure(environment: &TestEnvironment<'_>, name: &str, text: &str) -> TestResult {
-    let path = environment
-        .home()
-        .join("..")
-        .join("config/cista")
-        .join(name);
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(directory).context("create", directory)?;
-    std::fs::write(&path, text).context("write", &path)
-}
-
 /// A registry of this test's own with an image.
 struct Own<'a> {
     environment: &'a TestEnvironment<'a>,
@@ -148,9 +137,8 @@ impl<'a> Own<'a> {
             .iter()
             .map(|key| format!("\"{}\"", key.display()))
             .collect();
-        configure(
-            self.environment,
-            "cista.toml",
+        self.environment.configure(
+            "cista/cista.toml",
             &format!(
                 "[[policy.signed]]\nimages = [\"{}\"]\nkeys = [{}]\n{more}",
                 self.registry.host(),
@@ -197,20 +185,15 @@ fn origins_are_those_of_every_file(environment: &TestEnvironment<'_>) -> TestRes
     ))?;
     import("a.sqsh").check()?;
     // The user may ask for more, and not for less.
-    configure(
-        environment,
-        "cista.toml",
-        "[policy]\nregistries = [\"quay.io\"]\n",
-    )?;
+    environment.configure("cista/cista.toml", "[policy]\nregistries = [\"quay.io\"]\n")?;
     assert_clear_error(
         &import("b.sqsh").run()?,
         1,
         &["does not allow", &uri, "config/cista/cista.toml"],
     );
     administrator("[policy]\nregistries = [\"quay.io\"]\n")?;
-    configure(
-        environment,
-        "cista.toml",
+    environment.configure(
+        "cista/cista.toml",
         &format!("[policy]\nregistries = [\"{host}\"]\n"),
     )?;
     assert_clear_error(
@@ -231,11 +214,7 @@ fn origins_are_those_of_every_file(environment: &TestEnvironment<'_>) -> TestRes
 
 fn digests_can_be_demanded(environment: &TestEnvironment<'_>) -> TestResult {
     let uri = environment.session().uri(Recipe::Busybox)?;
-    configure(
-        environment,
-        "cista.toml",
-        "[policy]\nrequire_digest = true\n",
-    )?;
+    environment.configure("cista/cista.toml", "[policy]\nrequire_digest = true\n")?;
     let outcome = environment.cista(["import", &uri]).run()?;
     assert_clear_error(&outcome, 1, &["demands a digest", "cista digest"]);
     let outcome = environment.cista(["run", &uri, "true"]).run()?;
@@ -339,7 +318,7 @@ fn mistakes_are_pointed_at(environment: &TestEnvironment<'_>) -> TestResult {
             &["cista.toml:2:", "at least one"],
         ),
     ] {
-        configure(environment, "cista.toml", text)?;
+        environment.configure("cista/cista.toml", text)?;
         let outcome = environment
             .cista(["import", "docker://127.0.0.1:1/x"])
             .run()?;

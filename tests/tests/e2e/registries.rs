@@ -1,7 +1,6 @@
 //! The table `[registries]` and podman's `registries.conf`: mirrors, other places, certificates, what is blocked.
 
 use std::net::TcpListener;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cista_tests::case::{Case, Need, TestResult, Tier, Who};
@@ -14,14 +13,6 @@ use super::bad_input::assert_clear_error;
 
 /// A registry that does not exist (RFC 6761).
 const FAR: &str = "docker://far.invalid/tools/busybox:1";
-
-/// Writes a file into the configuration directory.
-fn configure(environment: &TestEnvironment<'_>, name: &str, text: &str) -> TestResult {
-    let path = environment.home().join("..").join("config").join(name);
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(directory).context("create", directory)?;
-    std::fs::write(&path, text).context("write", &path)
-}
 
 /// A port where nobody listens.
 fn closed() -> Result<String, HarnessError> {
@@ -45,9 +36,7 @@ fn real(environment: &TestEnvironment<'_>) -> Result<(String, String), HarnessEr
 fn mirrors_are_asked_in_order(environment: &TestEnvironment<'_>) -> TestResult {
     let (host, digest) = real(environment)?;
     let closed = closed()?;
-    configure(
-        environment,
-        "cista/cista.toml",
+    environment.configure("cista/cista.toml",
         &format!(
             "[registries.\"far.invalid\"]\nmirrors = [\"{closed}/x\", {{ location = \"{host}\" }}]\n"
         ),
@@ -69,9 +58,7 @@ fn mirrors_are_asked_in_order(environment: &TestEnvironment<'_>) -> TestResult {
     assert!(shown.contains(&digest), "{shown}");
 
     // For references with a digest alone.
-    configure(
-        environment,
-        "cista/cista.toml",
+    environment.configure("cista/cista.toml",
         &format!(
             "[registries.\"far.invalid\"]\nmirrors = [{{ location = \"{host}\", serves = \"digests\" }}]\n"
         ),
@@ -83,8 +70,7 @@ fn mirrors_are_asked_in_order(environment: &TestEnvironment<'_>) -> TestResult {
     let outcome = environment.cista(["digest", FAR]).run()?;
     assert_clear_error(&outcome, 1, &["far.invalid"]);
     // What a mirror does not have, and the registry neither.
-    configure(
-        environment,
+    environment.configure(
         "cista/cista.toml",
         &format!("[registries.\"far.invalid\"]\nmirrors = [\"{host}\"]\n"),
     )?;
@@ -103,7 +89,7 @@ fn podmans_configuration_is_followed(environment: &TestEnvironment<'_>) -> TestR
          [[registry]]\nlocation = \"far.invalid\"\n[[registry.mirror]]\nlocation = \"{host}\"\n\
          [[registry]]\nprefix = \"*.blocked.invalid\"\nblocked = true\n"
     );
-    configure(environment, "containers/registries.conf", &podman)?;
+    environment.configure("containers/registries.conf", &podman)?;
     for uri in [FAR, "docker://far.invalid/moved/busybox:1"] {
         assert_eq!(environment.cista(["digest", uri]).text()?, digest, "{uri}");
     }
@@ -112,15 +98,13 @@ fn podmans_configuration_is_followed(environment: &TestEnvironment<'_>) -> TestR
         .run()?;
     assert_clear_error(&outcome, 1, &["docker://a.blocked.invalid/x:1", "blocked"]);
     // Ours goes before podman's.
-    configure(
-        environment,
+    environment.configure(
         "cista/cista.toml",
         "[registries.\"far.invalid\"]\nblocked = true\n",
     )?;
     let outcome = environment.cista(["digest", FAR]).run()?;
     assert_clear_error(&outcome, 1, &["blocked"]);
-    configure(
-        environment,
+    environment.configure(
         "containers/registries.conf",
         "[[registry]]\nlocation = \"x y\"\n",
     )?;
@@ -150,8 +134,7 @@ fn certificates_of_a_site(environment: &TestEnvironment<'_>) -> TestResult {
         format!("ca = \"{}\"", certificate.display()),
         "insecure = true".to_owned(),
     ] {
-        configure(
-            environment,
+        environment.configure(
             "cista/cista.toml",
             &format!("[registries.\"{}\"]\n{setting}\n", registry.host()),
         )?;
@@ -162,8 +145,7 @@ fn certificates_of_a_site(environment: &TestEnvironment<'_>) -> TestResult {
         );
     }
     // A certificate that is for another registry is none for this one.
-    configure(
-        environment,
+    environment.configure(
         "cista/cista.toml",
         &format!(
             "[registries.\"far.invalid\"]\nca = \"{}\"\n",
@@ -172,8 +154,7 @@ fn certificates_of_a_site(environment: &TestEnvironment<'_>) -> TestResult {
     )?;
     let refused = environment.cista(["digest", &uri]).run()?;
     assert_clear_error(&refused, 1, &["secure connection"]);
-    configure(
-        environment,
+    environment.configure(
         "cista/cista.toml",
         &format!(
             "[registries.\"{}\"]\nca = \"/nonexistent.pem\"\n",
@@ -196,8 +177,7 @@ fn a_rate_is_kept(environment: &TestEnvironment<'_>) -> TestResult {
         size += blob.metadata().context("look at", &blobs)?.len();
     }
     // Two seconds' worth.
-    configure(
-        environment,
+    environment.configure(
         "cista/cista.toml",
         &format!(
             "[registries.\"{host}\"]\nmax_rate = {}\nmax_connections = 2\n",
@@ -232,7 +212,7 @@ fn mistakes_are_pointed_at(environment: &TestEnvironment<'_>) -> TestResult {
             &["cista.toml:2:", "50M"],
         ),
     ] {
-        configure(environment, "cista/cista.toml", text)?;
+        environment.configure("cista/cista.toml", text)?;
         let outcome = environment.cista(["digest", FAR]).run()?;
         assert_clear_error(&outcome, 1, words);
     }
