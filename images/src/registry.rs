@@ -91,12 +91,26 @@ pub struct Settings {
     pub max_connections: usize,
     /// Who we are.
     pub credentials: Arc<dyn Credentials>,
+    /// When the registry is asked.
+    pub pull: Pull,
     /// Registries, or parts of them, that are reached in another way than the rest.
     pub routes: Arc<Routes>,
     /// Which images may be used.
     pub policy: Arc<Policy>,
     /// Is told what goes wrong without stopping anything.
     pub observer: Arc<dyn Observer>,
+}
+
+/// When a registry is asked, and when what the store knows has to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pull {
+    /// What a tag stands for is asked each time; the rest when the store lacks it.
+    #[default]
+    Always,
+    /// Only what the store does not know is asked: a tag stands for what it did last.
+    Missing,
+    /// Never: what the store does not have cannot be had.
+    Never,
 }
 
 impl Default for Settings {
@@ -114,6 +128,7 @@ impl Default for Settings {
             retry_delay: Duration::from_millis(250),
             max_connections: 10,
             credentials: Arc::new(Anonymous),
+            pull: Pull::default(),
             routes: Arc::default(),
             policy: Arc::default(),
             observer: Arc::new(Unobserved),

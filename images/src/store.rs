@@ -8,6 +8,7 @@
 //! STORE/*/.<name>.lease                                  who makes it just now (`lease.rs`)
 //! STORE/signatures/<hex>.json                            signatures of an image, where a policy asked for them (`signatures.rs`)
 //! STORE/uses/<manifest hex>@<host>                       when a machine last used it (`uses.rs`)
+//! STORE/refs/<hex>.json                                  what a tag last stood for (`refs.rs`)
 //! ```
 //!
 //! Everything appears whole or not at all ([`crate::output`]), and never changes afterwards, so readers take no lock and never wait.
@@ -31,6 +32,7 @@ mod heartbeat;
 mod images;
 mod lease;
 mod record;
+mod refs;
 mod shared;
 mod signatures;
 mod sweep;
@@ -53,6 +55,7 @@ pub use evict::{Prune, Pruned};
 pub use images::PendingImage;
 pub use lease::{Holder, Watch};
 pub use record::ImageRecord;
+pub use refs::RefRecord;
 pub use shared::Distrust;
 pub use uses::REFRESH;
 pub use verify::{Damage, Verified, VerifyError};
@@ -108,6 +111,7 @@ pub struct Store {
     blobs: PathBuf,
     images: PathBuf,
     uses: PathBuf,
+    refs: PathBuf,
     shared: Vec<Shared>,
     /// Permission bits of its directories: for its owner alone, unless it was made readable.
     mode: u32,
@@ -157,6 +161,7 @@ impl Store {
             root: root.to_owned(),
             blobs: root.join("blobs").join("sha256"),
             uses: root.join("uses"),
+            refs: root.join("refs"),
             shared: settings
                 .shared
                 .iter()
@@ -174,7 +179,14 @@ impl Store {
             prepared: Once::new(),
         };
         let blobs = root.join("blobs");
-        for directory in [root, &blobs, &store.blobs, &store.images, &store.uses] {
+        for directory in [
+            root,
+            &blobs,
+            &store.blobs,
+            &store.images,
+            &store.uses,
+            &store.refs,
+        ] {
             store
                 .make_directory(directory)
                 .map_err(|source| failed(directory, source))?;

@@ -15,7 +15,7 @@ use super::mirrors::{self, Mirror, Observer};
 use super::retry::{self, Backoff, Stop};
 use super::routes::{Access, Place};
 use super::throttle::{Throttle, Throttled};
-use super::{RegistryError, Settings, token};
+use super::{Pull, RegistryError, Settings, token};
 use crate::digest::Digest;
 use crate::reference::RegistryReference;
 
@@ -199,6 +199,7 @@ impl Client {
 
     /// Sends a request until it is answered with success or a final failure. HEAD requests get whatever status is final.
     pub(super) fn request(&self, ask: &Ask) -> Result<Answer, RegistryError> {
+        self.check_online(&ask.what)?;
         let mut backoff = self.backoff();
         loop {
             let error = match self.attempt(ask) {
@@ -214,8 +215,24 @@ impl Client {
         mirrors::distrust(&self.mirrors, what)
     }
 
+    /// Refuses what would go over the network when nothing may.
+    fn check_online(&self, what: &str) -> Result<(), RegistryError> {
+        match self.settings.pull {
+            Pull::Always | Pull::Missing => Ok(()),
+            Pull::Never => Err(RegistryError::Offline {
+                what: what.to_owned(),
+                registry: self.registry.clone(),
+            }),
+        }
+    }
+
+    pub(super) fn pull(&self) -> Pull {
+        self.settings.pull
+    }
+
     /// One attempt: answered with success, or a failure.
     pub(super) fn attempt(&self, ask: &Ask) -> Result<Answer, RegistryError> {
+        self.check_online(&ask.what)?;
         let passing = match mirrors::attempt(&self.mirrors, ask)? {
             Ok(answer) => return Ok(answer),
             Err(passing) => passing,

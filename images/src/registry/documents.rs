@@ -5,9 +5,9 @@
 
 use ureq::http::Method;
 
-use super::RegistryError;
 use super::client::{Ask, Client};
 use super::http::Range;
+use super::{Pull, RegistryError};
 use crate::digest::Digest;
 use crate::reference::RegistryReference;
 use crate::source::SourceError;
@@ -156,10 +156,31 @@ pub(super) struct CachedDocuments<'a> {
 impl CachedDocuments<'_> {
     /// Asks what the reference's tag stands for. None when it has a digest already, or the registry does not tell.
     pub(super) fn head(&self, reference: &RegistryReference) -> Result<Option<Head>, SourceError> {
-        match reference.digest {
-            Some(_) => Ok(None),
-            None => Ok(self.client.head(&reference.wanted())?),
+        if reference.digest.is_some() {
+            return Ok(None);
         }
+        let tag = reference.wanted();
+        let name = format!("{}/{}:{tag}", self.client.registry, self.client.repository);
+        if self.client.pull() != Pull::Always
+            && let Some((digest, is_manifest)) = self.store.and_then(|store| store.reference(&name))
+        {
+            let kind = is_manifest.map(|is_manifest| match is_manifest {
+                true => MediaKind::Manifest,
+                false => MediaKind::Index,
+            });
+            return Ok(Some(Head { digest, kind }));
+        }
+        let head = self.client.head(&tag)?;
+        if let (Some(head), Some(store)) = (head, self.store) {
+            let is_manifest = match head.kind {
+                Some(MediaKind::Manifest) => Some(true),
+                Some(MediaKind::Index) => Some(false),
+                Some(MediaKind::Schema1) | None => None,
+            };
+            // What is not noted is asked again.
+            let _ = store.note_reference(&name, &head.digest, is_manifest);
+        }
+        Ok(head)
     }
 
     /// The index or manifest that the reference names. A HEAD request comes first where the store may save the GET, which is what public

@@ -23,6 +23,14 @@ pub enum RegistryError {
         /// The registry.
         registry: String,
     },
+    /// The registry must not be asked for what the store lacks.
+    #[error("{what} is not in the store, and `{registry}` must not be asked for it")]
+    Offline {
+        /// What is missing.
+        what: String,
+        /// The registry.
+        registry: String,
+    },
     /// A proxy setting is malformed. The value may hold a password and is not shown.
     #[error("the {setting} setting is malformed: expected http://[USER:PASSWORD@]HOST:PORT")]
     Proxy {
@@ -246,7 +254,7 @@ impl RegistryError {
                 "if the registry has a certificate of your site's own authority, set `SSL_CERT_FILE` to its PEM file".to_owned()
             }
             Self::Connect { .. } | Self::Resolve { .. } | Self::Timeout { connecting: true, .. } => {
-                "check the registry's name and port, and the proxy settings".to_owned()
+                "check the registry's name and port, and the proxy settings; `--offline` uses what the store has".to_owned()
             }
             Self::NotARegistry { .. } => {
                 "check the registry's name and port: `docker://HOST:PORT/IMAGE:TAG`".to_owned()
@@ -263,6 +271,7 @@ impl RegistryError {
                 format!("store it with `cista login -u {user} {registry}`, or set `CISTA_PASSWORD`")
             }
             Self::Policy(error) => return error.hint(),
+            Self::Offline { .. } => "leave out `--offline`, or `--pull never`, to ask it".to_owned(),
             Self::RateLimited { .. } => "log in, or try again later".to_owned(),
             _ => return None,
         })

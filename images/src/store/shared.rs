@@ -24,6 +24,7 @@ pub(super) struct Shared {
     pub(super) root: PathBuf,
     pub(super) blobs: PathBuf,
     pub(super) images: PathBuf,
+    pub(super) refs: PathBuf,
     /// Who may own what is in it: root, we, its owner.
     owners: [u32; 3],
     distrust: Option<Distrust>,
@@ -62,6 +63,7 @@ impl Shared {
             root: root.to_owned(),
             blobs: root.join("blobs").join("sha256"),
             images: root.join("images"),
+            refs: root.join("refs"),
             owners: [0; 3],
             distrust: None,
         };

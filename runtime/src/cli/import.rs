@@ -17,12 +17,14 @@ use cista_images::layer::decompress::DecodeError;
 use cista_images::output::{Output, OutputError};
 use cista_images::platform::Platform;
 use cista_images::reference::Reference;
+use cista_images::registry::Pull;
 use cista_images::source::{self, Source, Task};
 use cista_images::squashfs::compression::Compression;
 use cista_images::store::Store;
 
 use super::{Context, Failure, Outcome, status};
 use crate::config::import::ImportConfig;
+use crate::config::settings;
 use crate::config::store::StoreConfig;
 use crate::sys;
 use crate::ui;
@@ -76,6 +78,12 @@ pub(super) struct ImageOptions {
     /// Neither take layers from the cache nor keep them there
     #[arg(long)]
     no_cache: bool,
+    /// When to ask the registry: `always` what a tag stands for, `missing` only what the store does not know, `never`
+    #[arg(long, value_name = "WHEN", value_parser = parse_pull)]
+    pull: Option<Pull>,
+    /// Use what the store has, without the network: `--pull never`
+    #[arg(long, conflicts_with_all = ["pull", "no_cache"])]
+    offline: bool,
 }
 
 impl SourceOptions {
@@ -101,6 +109,17 @@ impl ImageOptions {
         }
     }
 
+    /// The settings of imports, as far as the command line leaves them.
+    pub(super) fn settings(&self, context: &Context) -> Result<ImportConfig, Failure> {
+        let mut config = ImportConfig::load(&context.config.sources)?;
+        if self.offline {
+            config.registry.pull = Pull::Never;
+        } else if let Some(pull) = self.pull {
+            config.registry.pull = pull;
+        }
+        Ok(config)
+    }
+
     /// Whether blobs are taken from the store and kept there.
     pub(super) fn keeps_blobs(&self) -> bool {
         !self.no_cache
@@ -117,6 +136,10 @@ impl ImageOptions {
             ))?;
         Ok(Some(store))
     }
+}
+
+fn parse_pull(word: &str) -> Result<Pull, String> {
+    settings::parse_pull(word).ok_or_else(|| "expected `always`, `missing` or `never`".to_owned())
 }
 
 /// Opens the store.
@@ -140,7 +163,7 @@ pub(super) fn evict(store: &Store) {
 
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
     let start = Instant::now();
-    let config = ImportConfig::load(&context.config.sources)?;
+    let config = args.image.settings(context)?;
     let reference = parse(&args.uri)?;
     let path = match args.output {
         Some(path) => path,

@@ -19,7 +19,6 @@ use cista_images::store::{self, ImageRecord, PendingImage, Store};
 
 use super::import::{self, ImageOptions, SourceOptions};
 use super::{Context, Failure};
-use crate::config::import::ImportConfig;
 use crate::config::store::StoreConfig;
 use crate::sys;
 use crate::ui;
@@ -44,7 +43,7 @@ pub(super) fn prepare_in(
     store: &Arc<Store>,
     context: &Context,
 ) -> Result<PathBuf, Failure> {
-    let config = ImportConfig::load(&context.config.sources)?;
+    let config = wanted.image.settings(context)?;
     let reference = import::parse(wanted.uri)?;
     if let Reference::Directory(_) = reference {
         return Err(no_digest(wanted.uri));

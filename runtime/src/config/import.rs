@@ -94,6 +94,9 @@ impl ImportConfig {
                 .number(&settings::MAX_CONNECTIONS)?
                 .map_or(defaults.max_connections, |number| number as usize),
             credentials: defaults.credentials,
+            pull: sources
+                .parsed(&settings::PULL, settings::parse_pull)?
+                .unwrap_or_default(),
             routes: Arc::new(registries::load(sources)?),
             policy: Arc::new(policy::load(sources)?),
             observer: Arc::new(Warnings),

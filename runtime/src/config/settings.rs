@@ -4,6 +4,7 @@
 //! `cista config`, and the documentation. A new setting is one entry here and one field where it is used.
 //! The sections `[registries]` and `[policy]` are no settings but structures of their own; see [`super::file::STRUCTURED`].
 
+use cista_images::registry::Pull;
 use cista_images::squashfs::compression::Compression;
 
 /// Something that can be set.
@@ -114,6 +115,17 @@ pub fn parse_switch(text: &str) -> Option<bool> {
         Some(false)
     } else {
         None
+    }
+}
+
+/// When a registry is asked.
+#[must_use]
+pub fn parse_pull(text: &str) -> Option<Pull> {
+    match text {
+        "always" => Some(Pull::Always),
+        "missing" => Some(Pull::Missing),
+        "never" => Some(Pull::Never),
+        _ => None,
     }
 }
 
@@ -270,6 +282,10 @@ settings! {
     LEASE_TIMEOUT: "store" "lease_timeout", ["CISTA_LEASE_TIMEOUT"], None,
         Kind::Seconds,
         "30", "How long a process of another machine that writes to the store may be silent before its work is taken over, in seconds.";
+
+    PULL: "import" "pull", ["CISTA_PULL"], None,
+        Kind::Choice(&["always", "missing", "never"]),
+        "always", "When a registry is asked: each time what a tag stands for, only for what the store does not know, or never.";
 
     ALLOW_HTTP: "transfer" "allow_http", ["CISTA_ALLOW_HTTP"], Some("ENROOT_ALLOW_HTTP"),
         Kind::Switch,

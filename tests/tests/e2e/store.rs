@@ -261,6 +261,84 @@ fn a_damaged_image_is_made_again(environment: &TestEnvironment<'_>) -> TestResul
     Ok(())
 }
 
+/// How many requests a registry has answered.
+fn requests(registry: &Registry) -> Result<usize, HarnessError> {
+    let log = registry.log()?;
+    Ok(log
+        .lines()
+        .filter(|line| line.contains("/v2/tools/"))
+        .count())
+}
+
+/// What the network is asked for is what the user allows.
+fn the_registry_is_asked_as_often_as_wanted(environment: &TestEnvironment<'_>) -> TestResult {
+    let (registry, uri) = small_image(environment)?;
+    let run = |options: &[&str]| {
+        environment
+            .cista(["run", "-q"])
+            .args(options)
+            .args([uri.as_str(), "cat", "/etc/issue"])
+            .run()
+    };
+    let works = |options: &[&str]| -> TestResult {
+        let outcome = run(options)?;
+        let told = outcome.error_text();
+        assert_eq!(
+            outcome.text(),
+            "a test image of cista",
+            "{options:?}: {told}"
+        );
+        Ok(())
+    };
+    let fails = |options: &[&str], why: &str| -> TestResult {
+        let outcome = run(options)?;
+        let told = outcome.error_text();
+        assert_eq!(outcome.code(), Some(125), "{options:?}: {told}");
+        assert!(told.contains(why) && told.contains("hint:"), "{told}");
+        Ok(())
+    };
+    fails(&["--offline"], "is not in the store")?;
+    assert_eq!(requests(&registry)?, 0, "offline is offline");
+    works(&["--pull", "missing"])?;
+    let before = requests(&registry)?;
+    works(&["--pull", "missing"])?;
+    works(&["--pull", "never"])?;
+    works(&["--offline"])?;
+    assert_eq!(requests(&registry)?, before);
+    works(&[])?;
+    works(&["--pull", "always"])?;
+    assert_eq!(requests(&registry)?, before + 2, "{}", registry.log()?);
+    // Without the image, its blobs do.
+    let image = images(&environment.store())?.remove(0);
+    std::fs::remove_file(&image).context("remove", &image)?;
+    works(&["--offline"])?;
+    environment
+        .cista(["import", "-q", "--offline", "-o", "x.sqsh", &uri])
+        .check()?;
+    assert_eq!(requests(&registry)?, before + 2);
+    drop(registry);
+    works(&["--offline"])?;
+    works(&["--pull", "missing"])?;
+    fails(&[], "cannot connect")?;
+    let variable = environment
+        .cista(["run", "-q", &uri, "cat", "/etc/issue"])
+        .env("CISTA_PULL", "never")
+        .text()?;
+    assert_eq!(variable, "a test image of cista");
+    // Neither the image nor what it is made of.
+    std::fs::remove_file(&image).context("remove", &image)?;
+    for blob in files_below(&environment.store().join("blobs"))? {
+        if blob.metadata().context("read", &blob)?.len() > 10_000 {
+            std::fs::remove_file(&blob).context("remove", &blob)?;
+        }
+    }
+    fails(&["--offline"], "is not in the store")?;
+    assert_eq!(unfinished(&environment.store())?, Vec::<PathBuf>::new());
+    let refused = run(&["--pull", "sometimes"])?;
+    assert_eq!(refused.code(), Some(2), "{}", refused.error_text());
+    Ok(())
+}
+
 const CONTAINER: &[Need] = &[
     Need::Image(Recipe::Busybox),
     Need::UserNamespaces,
@@ -314,6 +392,12 @@ pub(crate) const CASES: &[Case] = &[
         Who::User,
         CONTAINER,
         the_builder_may_be_killed_at_any_moment,
+    ),
+    case(
+        "store::the_registry_is_asked_as_often_as_wanted",
+        Who::User,
+        CONTAINER,
+        the_registry_is_asked_as_often_as_wanted,
     ),
     case(
         "store::a_damaged_image_is_made_again",
