@@ -24,6 +24,9 @@ const ACCEPT_MANIFEST: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.v1+prettyjws;q=0.1, \
      application/vnd.docker.distribution.manifest.v1+json;q=0.1";
 
+/// How often a damaged document is replaced before it is fetched without the store.
+const MAX_DAMAGED: u32 = 3;
+
 impl Client {
     /// A small blob of the right digest.
     pub(super) fn small_blob(&self, digest: Digest, limit: u64) -> Result<Vec<u8>, SourceError> {
@@ -283,16 +286,19 @@ impl Documents for CachedDocuments<'_> {
     }
 
     fn blob(&self, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8>, SourceError> {
-        let mut kept = self.kept(descriptor.digest, limit)?;
         let mut pending = None;
-        if kept.is_none() {
-            if let Some(store) = self.store {
-                // What is there is damaged.
-                store.discard_blob(&descriptor.digest)?;
+        let mut kept = self.kept(descriptor.digest, limit)?;
+        for _ in 0..MAX_DAMAGED {
+            if kept.is_some() || pending.is_some() {
+                break;
             }
             pending = self.claim(descriptor)?;
             if pending.is_none() {
                 kept = self.kept(descriptor.digest, limit)?;
+                if let (None, Some(store)) = (&kept, self.store) {
+                    // It is there, and not what it should be.
+                    store.discard_blob(&descriptor.digest)?;
+                }
             }
         }
         let text = match kept {

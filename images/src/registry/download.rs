@@ -387,17 +387,13 @@ fn blob_of(image: &ResolvedImage, layer: usize) -> Result<Blob, SourceError> {
     Ok(Blob { digest, size })
 }
 
-/// A blob of the right size in the store; one of another size is damaged and removed.
+/// A blob of the right size in the store; one of another size is damaged, and will be replaced by whoever claims it.
 fn open_stored(store: &Store, blob: Blob) -> Result<Option<File>, SourceError> {
     let Some(file) = store.blob(&blob.digest)? else {
         return Ok(None);
     };
-    if file
+    let is_whole = file
         .metadata()
-        .is_ok_and(|metadata| metadata.len() == blob.size)
-    {
-        return Ok(Some(file));
-    }
-    store.discard_blob(&blob.digest)?;
-    Ok(None)
+        .is_ok_and(|metadata| metadata.len() == blob.size);
+    Ok(is_whole.then_some(file))
 }
