@@ -225,7 +225,7 @@ impl Program {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let start = Instant::now();
-        let mut child = self.command.spawn().map_err(spawn_error)?;
+        let mut child = spawn(&mut self.command).map_err(spawn_error)?;
         let status = child.wait().map_err(spawn_error)?;
         let wall = start.elapsed();
         if status.success() {
@@ -253,7 +253,7 @@ impl Program {
             self.command.stdout(Stdio::piped());
         }
         let started = Instant::now();
-        let mut child = self.command.spawn().map_err(|source| HarnessError::Spawn {
+        let mut child = spawn(&mut self.command).map_err(|source| HarnessError::Spawn {
             program: self.label.clone(),
             source,
         })?;
@@ -277,6 +277,23 @@ impl Program {
             stderr,
             memory,
         })
+    }
+}
+
+/// Starts a program, which may have been written a moment ago: another test's thread that forks meanwhile has the file open for writing
+/// until its child executes something (ETXTBSY).
+fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match command.spawn() {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::ExecutableFileBusy
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
     }
 }
 
@@ -370,9 +387,13 @@ impl Running {
             program: self.label.clone(),
             source,
         };
-        let pidfd =
-            pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| spawn_error(errno.into()))?;
-        loop {
+        // None where `is_running` has seen its end.
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Some(pidfd),
+            Err(rustix::io::Errno::SRCH) => None,
+            Err(errno) => return Err(spawn_error(errno.into())),
+        };
+        while let Some(pidfd) = &pidfd {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(HarnessError::Timeout {
@@ -382,7 +403,7 @@ impl Running {
                     stderr: tail(&self.stderr.lock().bytes),
                 });
             }
-            let mut events = [PollFd::new(&pidfd, PollFlags::IN)];
+            let mut events = [PollFd::new(pidfd, PollFlags::IN)];
             match poll(&mut events, Some(&timespec(left))) {
                 Ok(0) | Err(rustix::io::Errno::INTR) => {}
                 Ok(_) => break,

@@ -251,6 +251,13 @@ pub fn start(
     for file in &plan.files {
         if !(layout.is_seeded && file.is_seeded) {
             write_file(&rootfs, &scratch, layout.keeps_files, file)?;
+        } else if let Some(directory) = Path::new(file.path)
+            .parent()
+            .filter(|it| *it != Path::new("/etc"))
+        {
+            // The first look at a directory of the upper layer makes overlayfs note where it comes from, which changes the times of those
+            // above it. Better now than under the eyes of a program.
+            let _ = View::Mounted(&rootfs).file_type(directory);
         }
     }
     let mounter = Mounter { rootfs: &rootfs };

@@ -2,9 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
+use std::time::{Duration, Instant};
 
-use rustix::io::Result;
+use rustix::io::{Errno, Result};
 use rustix::thread::UnshareFlags;
+
+/// How long the last thread of a process may take to be gone.
+const LAST_THREAD: Duration = Duration::from_millis(500);
 
 /// Moves the calling process into a new user namespace, in which it holds every capability, and gives it its own copy of the mounts there.
 /// `further` are namespaces to be made besides, owned by the new user namespace.
@@ -16,9 +20,19 @@ use rustix::thread::UnshareFlags;
 ///
 /// EINVAL in a process with more than one thread, EPERM or ENOSPC where user namespaces are off or used up.
 pub fn new_user_and_mount(further: UnshareFlags) -> Result<()> {
-    let further = further.difference(UnshareFlags::FILES);
-    // SAFETY: unshare is unsound with CLONE_FILES only, which is not given.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS | further) }
+    let flags =
+        (UnshareFlags::NEWUSER | UnshareFlags::NEWNS | further).difference(UnshareFlags::FILES);
+    let deadline = Instant::now() + LAST_THREAD;
+    loop {
+        // SAFETY: unshare is unsound with CLONE_FILES only, which is not given.
+        match unsafe { rustix::thread::unshare_unsafe(flags) } {
+            // Whoever has joined a thread knows that its work is done, not that the kernel has let go of it.
+            Err(Errno::INVAL) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            result => return result,
+        }
+    }
 }
 
 /// The user id, as seen from here, of whoever made a user namespace.
