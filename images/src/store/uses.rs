@@ -6,7 +6,8 @@
 //!
 //! What a machine uses just now is seen there: by the containers that run ([`super::Settings::in_use`]), and by the files that the user's
 //! processes have open. Of other machines only these files tell: what was used
-//! within [`FRESH`] is taken to be in use. The server of an image on a network file system refreshes its machine's file while it runs.
+//! within [`FRESH`] is taken to be in use. A container that runs for longer on another machine does not protect its image: a size limit
+//! ([`super::Settings`]) is for stores that one machine uses.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -25,7 +26,7 @@ use crate::owner;
 /// How long after its last use something counts as used by another machine.
 pub(super) const FRESH: Duration = Duration::from_secs(3600);
 
-/// How often whoever uses an image on a network file system has to say so: see [`Store::note_use`].
+/// How often whoever uses an image for long should say so again, to keep it from other machines: see [`Store::note_use`].
 pub const REFRESH: Duration = Duration::from_secs(600);
 
 /// How long the use of something that is not here is remembered.
