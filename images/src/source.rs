@@ -279,35 +279,45 @@ pub enum SourceError {
 /// What the user can do about an error that came from here, directly or through a stream; None where nothing is known.
 #[must_use]
 pub fn hint(error: &(dyn Error + 'static)) -> Option<String> {
-    let mut next = Some(error);
-    // Chains are short; the bound only guards against one that circles.
-    for _ in 0..32 {
-        let error = next?;
+    causes(error).find_map(|error| {
         if let Some(error) = error.downcast_ref::<RegistryError>() {
-            return error.hint();
+            return Some(error.hint());
         }
-        if let Some(hint) = error
-            .downcast_ref::<SourceError>()
-            .and_then(SourceError::own_hint)
-        {
-            return Some(hint);
+        if let Some(error) = error.downcast_ref::<SourceError>() {
+            return error.own_hint().map(Some);
         }
-        if let Some(shared) = error.downcast_ref::<Arc<SourceError>>() {
-            next = Some(shared.as_ref());
-            continue;
-        }
-        next = match error.downcast_ref::<io::Error>() {
-            Some(error) if error.kind() == io::ErrorKind::StorageFull => {
-                return Some("free some space, or choose another directory".to_owned());
-            }
-            // `io::Error::source` skips the error that it carries.
-            Some(error) if error.get_ref().is_some() => {
-                error.get_ref().map(|inner| inner as &(dyn Error + 'static))
-            }
-            _ => error.source(),
-        };
+        let error = error.downcast_ref::<io::Error>()?;
+        (error.kind() == io::ErrorKind::StorageFull)
+            .then(|| Some("free some space, or choose another directory".to_owned()))
+    })?
+}
+
+/// Whether an error came from here, directly or through a stream: what was to be read did not come as it should.
+#[must_use]
+pub fn is_of_source(error: &(dyn Error + 'static)) -> bool {
+    causes(error).any(|error| error.is::<RegistryError>() || error.is::<SourceError>())
+}
+
+/// An error and its causes. Chains are short; the bound only guards against one that circles.
+fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> + 'a {
+    std::iter::successors(Some(error), |error| cause(*error)).take(32)
+}
+
+/// The cause of an error, also where it is shared or carried by an error of a stream.
+fn cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    if let Some(shared) = error.downcast_ref::<Arc<SourceError>>() {
+        return Some(shared.as_ref());
     }
-    None
+    // `io::Error::source` skips the error that it carries.
+    match error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref)
+    {
+        Some(inner) => Some(inner),
+        None => error.source(),
+    }
 }
 
 impl SourceError {

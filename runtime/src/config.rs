@@ -20,6 +20,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::container::namespaces::Namespaces;
+use crate::ui::log::{Identity, LogFormat};
 use file::FileError;
 pub use sources::{Dialect, Sources};
 
@@ -61,6 +62,10 @@ pub struct Config {
     pub force: bool,
     /// Namespaces that every container has of its own. `CISTA_UNSHARE_PID`, `_NET`, `_IPC`, `_UTS`.
     pub namespaces: Namespaces,
+    /// How messages look. `CISTA_LOG_FORMAT`: `text` or `json`.
+    pub log_format: LogFormat,
+    /// Where starts and imports are counted. `CISTA_METRICS_DIRECTORY`; None where they are not.
+    pub metrics_directory: Option<PathBuf>,
     /// Where the settings come from, for those that only some commands need.
     pub sources: Sources,
 }
@@ -210,8 +215,34 @@ impl Config {
                 ipc: is_on(&settings::UNSHARE_IPC)?,
                 uts: is_on(&settings::UNSHARE_UTS)?,
             },
+            log_format: sources
+                .parsed(&settings::LOG_FORMAT, LogFormat::parse)?
+                .unwrap_or_default(),
+            metrics_directory: sources.path(&settings::METRICS_DIRECTORY),
             sources,
         })
+    }
+}
+
+/// The format of messages as the environment has it, for errors that come before the settings are known.
+#[must_use]
+pub fn early_log_format() -> LogFormat {
+    let word = std::env::var(settings::LOG_FORMAT.variables[0]);
+    word.ok()
+        .and_then(|word| LogFormat::parse(&word))
+        .unwrap_or_default()
+}
+
+/// Who logs: a command, and the job and step that Slurm runs it for.
+#[must_use]
+pub fn log_identity(command: &'static str) -> Identity {
+    let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+    Identity {
+        command,
+        job: variable("SLURM_JOB_ID"),
+        step: variable("SLURM_STEP_ID"),
+        task: variable("SLURM_PROCID"),
+        node: variable("SLURMD_NODENAME"),
     }
 }
 

@@ -8,6 +8,7 @@
 //! - [`container`]: specification, namespaces, root file system, mounts, exec
 //! - [`credentials`]: the logins that the user has stored for enroot, docker and podman
 //! - [`fuse`]: serves a squashfs image to the kernel
+//! - [`observe`]: what starts and imports spend their time on, for logs and Prometheus
 //! - [`oci`]: bundles of the OCI runtime specification
 //! - [`sys`]: the only place with `unsafe`
 
@@ -18,6 +19,7 @@ pub mod config;
 pub mod container;
 pub mod credentials;
 pub mod fuse;
+pub mod observe;
 pub mod oci;
 pub mod sys;
 pub mod ui;

@@ -1,17 +1,19 @@
 //! What a person or a script sees: data on stdout, messages and progress on stderr.
 //!
 //! The form of messages: `error:` and the chain of causes, `hint:` when there is something to do, backticks around
-//! commands and paths. Meaning never depends on colour.
+//! commands and paths. Meaning never depends on colour. With `--log-format json` each message is an object of JSON instead ([`log`]).
 
 #![expect(clippy::print_stderr, reason = "this module owns both streams")]
 
+pub mod log;
 pub mod progress;
 pub mod prompt;
 
 use std::error::Error;
 use std::io::Write as _;
 
-use crate::cli::Failure;
+use crate::cli::{Failure, status};
+use log::Level;
 
 /// Writes a line of data to stdout. A closed pipe is no error: the reader has seen enough.
 pub fn data(line: impl std::fmt::Display) {
@@ -20,17 +22,25 @@ pub fn data(line: impl std::fmt::Display) {
 
 /// Tells something that went right, on stderr.
 pub fn message(text: impl std::fmt::Display) {
-    eprintln!("{text}");
+    tell(Level::Info, "", &text);
 }
 
 /// Tells something that should not go unseen although nothing is wrong.
 pub fn note(text: impl std::fmt::Display) {
-    eprintln!("note: {text}");
+    tell(Level::Note, "note: ", &text);
 }
 
 /// Warns about something that stops nothing.
 pub fn warning(text: impl std::fmt::Display) {
-    eprintln!("warning: {text}");
+    tell(Level::Warning, "warning: ", &text);
+}
+
+fn tell(level: Level, label: &str, text: &dyn std::fmt::Display) {
+    if log::is_json() {
+        log::message(level, &text.to_string());
+    } else {
+        eprintln!("{label}{text}");
+    }
 }
 
 /// An error and its chain of causes, on one line.
@@ -53,6 +63,10 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 /// Shows a failure: the chain of causes on one line, then the hint.
 pub fn failure(failure: &Failure) {
     let text = chain(failure.error());
+    if log::is_json() {
+        let status = failure.status().unwrap_or(status::FAILURE);
+        return log::failure(&text, failure.hint(), status);
+    }
     eprintln!("error: {text}");
     if let Some(hint) = failure.hint() {
         eprintln!("hint: {hint}");

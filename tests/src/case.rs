@@ -138,6 +138,37 @@ pub struct Case {
     pub run: fn(&TestEnvironment<'_>) -> TestResult,
 }
 
+impl Case {
+    /// A test that starts containers of the busybox image.
+    #[must_use]
+    pub const fn container(
+        name: &'static str,
+        who: Who,
+        run: fn(&TestEnvironment<'_>) -> TestResult,
+    ) -> Self {
+        Self {
+            name,
+            tier: Tier::Userns,
+            who,
+            needs: CONTAINER,
+            run,
+        }
+    }
+
+    /// The same test with needs that replace its own.
+    #[must_use]
+    pub const fn needing(self, needs: &'static [Need]) -> Self {
+        Self { needs, ..self }
+    }
+}
+
+/// What containers of the busybox image need.
+pub const CONTAINER: &[Need] = &[
+    Need::Image(Recipe::Busybox),
+    Need::UserNamespaces,
+    Need::Fuse,
+];
+
 /// What became of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Parser;
 
@@ -21,6 +21,7 @@ use crate::config::{Config, Dialect, host_variable};
 use crate::container::Root;
 use crate::container::named::{Container, Content};
 use crate::container::temporary;
+use crate::observe::{self, Activity};
 use crate::{sys, ui};
 
 /// Start the container that this file carries
@@ -78,15 +79,16 @@ struct Bundle {
 }
 
 /// Runs this program as the bundle that it is.
-pub(super) fn main(file: fs::File, layout: Layout) -> ExitCode {
+pub(super) fn main(file: fs::File, layout: Layout, began: Duration) -> ExitCode {
     let args = Args::parse();
-    run(args, file, layout).unwrap_or_else(|failure| {
+    run(args, file, layout, began).unwrap_or_else(|failure| {
+        observe::failed();
         ui::failure(&failure);
         ExitCode::from(failure.status().unwrap_or(status::SETUP))
     })
 }
 
-fn run(args: Args, file: fs::File, layout: Layout) -> Outcome {
+fn run(args: Args, file: fs::File, layout: Layout, began: Duration) -> Outcome {
     let description = bundle::description(&file, layout)?;
     let bundle = Bundle {
         path: own_path(&file),
@@ -102,6 +104,12 @@ fn run(args: Args, file: fs::File, layout: Layout) -> Outcome {
         config: Config::load(Dialect::Cista)?,
         verbose: args.verbose,
     };
+    ui::log::set(context.config.log_format, || {
+        crate::config::log_identity("bundle")
+    });
+    if !(args.verify || args.extract) {
+        observe::start(Activity::Start, began, &context.config);
+    }
     if args.verify {
         let cancel = sys::signal::cancel_on_signals()?;
         bundle.verify(&cancel)?;

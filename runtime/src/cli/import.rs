@@ -26,6 +26,7 @@ use super::{Context, Failure, Outcome, status};
 use crate::config::import::ImportConfig;
 use crate::config::settings;
 use crate::config::store::StoreConfig;
+use crate::observe::{self, Phase};
 use crate::sys;
 use crate::ui;
 use crate::ui::progress::ImportProgress;
@@ -163,6 +164,7 @@ pub(super) fn evict(store: &Store) {
 
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
     let start = Instant::now();
+    observe::subject(&*args.uri);
     let config = args.image.settings(context)?;
     let reference = parse(&args.uri)?;
     let path = match args.output {
@@ -202,6 +204,7 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
     progress.finish();
     let summary = made?;
     output.commit().map_err(output_failure)?;
+    progress.record(summary.size);
     if let Some(store) = store {
         evict(&store);
     }
@@ -238,6 +241,7 @@ fn make(
 ) -> Result<Summary, Failure> {
     let file = output.handle().map_err(output_failure)?;
     if let Reference::Directory(path) = reference {
+        observe::begin(Phase::Build);
         return import::import_directory(path, &reference.canonical(), options, file, task)
             .map_err(|error| failure(error, task.cancel));
     }
@@ -246,6 +250,7 @@ fn make(
         .resolve(platform, task)
         .map_err(|error| failure(error, task.cancel))?;
     progress.begin(&image);
+    observe::begin(Phase::Build);
     import::import(source.as_ref(), &image, options, file, task)
         .map_err(|error| failure(error, task.cancel))
 }
@@ -306,6 +311,9 @@ pub(super) fn failure(error: impl Error + Send + Sync + 'static, cancel: &Cancel
             128 + (signal & 0x7f) as u8
         });
         return Failure::new(cista_images::cancel::Cancelled).with_status(signal);
+    }
+    if observe::current() == Some(Phase::Build) && source::is_of_source(&error) {
+        observe::begin(Phase::Fetch);
     }
     hinted(Failure::new(error), hint)
 }

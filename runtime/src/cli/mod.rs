@@ -33,7 +33,9 @@ use clap::{Arg, ArgAction, Args as _, FromArgMatches as _, Parser};
 pub use failure::{Failure, status};
 
 use crate::config::{Config, Dialect};
+use crate::observe::{self, Activity};
 use crate::ui;
+use crate::ui::log::LogFormat;
 
 /// What a command returns: the exit status of the process.
 pub type Outcome = Result<ExitCode, Failure>;
@@ -57,8 +59,15 @@ struct Cli {
     /// Say more about what is done
     #[arg(long, short = 'V', global = true)]
     verbose: bool,
+    /// How messages look: `text`, or `json` for one object a line; see docs/observability.md
+    #[arg(long, global = true, value_name = "FORMAT", value_parser = parse_log_format)]
+    log_format: Option<LogFormat>,
     #[command(subcommand)]
     command: Command,
+}
+
+fn parse_log_format(word: &str) -> Result<LogFormat, String> {
+    LogFormat::parse(word).ok_or_else(|| "expected `text` or `json`".to_owned())
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -85,6 +94,34 @@ enum Command {
     Version(version::Args),
 }
 
+impl Command {
+    /// Its name, and what it is counted as.
+    fn activity(&self) -> (&'static str, Activity) {
+        match self {
+            Self::Import(_) => ("import", Activity::Import),
+            Self::Create(_) => ("create", Activity::Other),
+            Self::Load(_) => ("load", Activity::Import),
+            Self::Start(_) => ("start", Activity::Start),
+            Self::Batch(_) => ("batch", Activity::Start),
+            Self::Run(_) => ("run", Activity::Start),
+            Self::Exec(_) => ("exec", Activity::Other),
+            Self::Export(_) => ("export", Activity::Other),
+            Self::List(_) => ("list", Activity::Other),
+            Self::Remove(_) => ("remove", Activity::Other),
+            Self::Inspect(_) => ("inspect", Activity::Other),
+            Self::Bundle(_) => ("bundle", Activity::Other),
+            Self::Check(_) => ("check", Activity::Other),
+            Self::Oci(_) => ("oci", Activity::Other),
+            Self::Cache(_) => ("cache", Activity::Other),
+            Self::Digest(_) => ("digest", Activity::Other),
+            Self::Config(_) => ("config", Activity::Other),
+            Self::Login(_) => ("login", Activity::Other),
+            Self::Logout(_) => ("logout", Activity::Other),
+            Self::Version(_) => ("version", Activity::Other),
+        }
+    }
+}
+
 /// The description of `start` as a program of its own.
 fn start_alone() -> clap::Command {
     let verbose = Arg::new("verbose")
@@ -92,9 +129,16 @@ fn start_alone() -> clap::Command {
         .long("verbose")
         .action(ArgAction::SetTrue)
         .help("Say more about what is done");
+    let log_format = Arg::new("log_format")
+        .long("log-format")
+        .value_name("FORMAT")
+        .value_parser(parse_log_format)
+        .help(
+            "How messages look: `text`, or `json` for one object a line; see docs/observability.md",
+        );
     start::Args::augment_args(clap::Command::new("cista start"))
         .disable_version_flag(true)
-        .arg(verbose)
+        .args([verbose, log_format])
 }
 
 /// Parses the command line. The description of all commands takes longer to build than a start has time for, so
@@ -112,6 +156,7 @@ fn parse() -> Cli {
         .get_matches_from(arguments);
     Cli {
         verbose: matches.get_flag("verbose"),
+        log_format: matches.get_one("log_format").copied(),
         command: Command::Start(
             start::Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()),
         ),
@@ -121,12 +166,20 @@ fn parse() -> Cli {
 /// Parses the command line, runs the command, shows its failure.
 #[must_use]
 pub fn main() -> ExitCode {
+    let began = observe::now();
     if let Some((file, layout)) = crate::bundle::own() {
-        return bundled::main(file, layout);
+        return bundled::main(file, layout, began);
     }
     let cli = parse();
     let name = std::env::args_os().next();
     let dialect = Dialect::of_program(name.as_deref());
+    let (command, activity) = cli.command.activity();
+    let identity = || crate::config::log_identity(command);
+    ui::log::set(
+        cli.log_format
+            .unwrap_or_else(crate::config::early_log_format),
+        identity,
+    );
     let load = || {
         Config::load(dialect).map_err(|error| match cli.command {
             Command::Start(_) | Command::Batch(_) | Command::Run(_) => {
@@ -135,7 +188,10 @@ pub fn main() -> ExitCode {
             _ => Failure::from(error),
         })
     };
-    let outcome = load().and_then(|config| {
+    let outcome = load().and_then(|mut config| {
+        config.log_format = cli.log_format.unwrap_or(config.log_format);
+        ui::log::set(config.log_format, identity);
+        observe::start(activity, began, &config);
         let context = Context {
             config,
             verbose: cli.verbose,
@@ -163,9 +219,17 @@ pub fn main() -> ExitCode {
             Command::Version(args) => version::run(args, &context),
         }
     });
+    if outcome.is_ok() {
+        observe::done();
+    }
     outcome.unwrap_or_else(|failure| {
+        let status = failure.status().unwrap_or(status::FAILURE);
+        // Who was interrupted has not failed.
+        if status <= status::NOT_FOUND {
+            observe::failed();
+        }
         ui::failure(&failure);
-        ExitCode::from(failure.status().unwrap_or(status::FAILURE))
+        ExitCode::from(status)
     })
 }
 

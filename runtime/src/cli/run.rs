@@ -9,10 +9,12 @@ use std::ffi::{CString, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::import::{ImageOptions, SourceOptions};
 use super::{Context, Failure, Outcome, script, start, status, stored};
 use crate::container::Root;
+use crate::observe::{self, Phase};
 use crate::sys;
 
 /// Import an image into the store when it is not there, and start it
@@ -30,6 +32,9 @@ pub(super) struct Args {
     /// The image that the URI was resolved to
     #[arg(long, hide = true, value_name = "FILE")]
     resolved: Option<PathBuf>,
+    /// When the command began, in nanoseconds of the monotonic clock
+    #[arg(long, hide = true, value_name = "NANOSECONDS")]
+    began: Option<u64>,
     /// The image; see `cista import --help`
     uri: String,
     /// Program and arguments; the image's own when left out
@@ -43,6 +48,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
     if let Some(path) = args.resolved {
+        if let Some(began) = args.began {
+            observe::continues(Duration::from_nanos(began), Phase::Mount);
+        }
         let context = match args.start.conf() {
             Some(conf) => &script::with_directives(conf, context)
                 .map_err(|failure| failure.with_status(status::SETUP))?,
@@ -64,7 +72,8 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
             failure.with_status(status::SETUP)
         }
     })?;
-    let arguments = with_resolved(std::env::args_os(), &path)
+    observe::done();
+    let arguments = with_resolved(std::env::args_os(), &path, observe::began())
         .map_err(|error| Failure::new(error).with_status(status::SETUP))?;
     let error = sys::again::execute(&arguments);
     Err(Failure::new(Again { source: error }).with_status(status::SETUP))
@@ -77,21 +86,25 @@ struct Again {
     source: io::Error,
 }
 
-/// The command line with the hidden option behind the command's name, which is the first word that is no option: those
-/// before it take no values.
+/// The command line with the hidden options behind the command's name, which is the first word that is no option: of those
+/// before it, `--log-format` alone takes a value.
 fn with_resolved(
     arguments: impl Iterator<Item = OsString>,
     path: &Path,
+    began: Option<Duration>,
 ) -> io::Result<Vec<CString>> {
-    let mut option = OsString::from("--resolved=");
-    option.push(path);
+    let mut resolved = OsString::from("--resolved=");
+    resolved.push(path);
+    let mut options = vec![resolved];
+    options.extend(began.map(|time| format!("--began={}", time.as_nanos()).into()));
     let mut words = Vec::new();
-    let mut option = Some(option);
+    let mut is_value = false;
     for (position, word) in arguments.enumerate() {
-        let is_command = position > 0 && !word.as_bytes().starts_with(b"-");
+        let is_command = position > 0 && !is_value && !word.as_bytes().starts_with(b"-");
+        is_value = word == "--log-format";
         words.push(word);
         if is_command {
-            words.extend(option.take());
+            words.append(&mut options);
         }
     }
     words
@@ -108,7 +121,7 @@ mod tests {
     fn the_hidden_option_stands_behind_the_command() {
         let words = |text: &str| {
             let words = text.split(' ').map(OsString::from);
-            let words = with_resolved(words, Path::new("/s/x.sqsh")).unwrap();
+            let words = with_resolved(words, Path::new("/s/x.sqsh"), None).unwrap();
             let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
             words.join(" ")
         };
@@ -120,6 +133,12 @@ mod tests {
             words("run -V run oci:x"),
             "run -V run --resolved=/s/x.sqsh oci:x"
         );
-        assert!(with_resolved([OsString::from("run")].into_iter(), Path::new("x")).is_ok());
+        assert_eq!(
+            words("cista --log-format json -V run oci:x"),
+            "cista --log-format json -V run --resolved=/s/x.sqsh oci:x"
+        );
+        let words = ["cista", "run", "x"].map(OsString::from).into_iter();
+        let words = with_resolved(words, Path::new("x"), Some(Duration::from_nanos(7))).unwrap();
+        assert_eq!(words[3].to_str(), Ok("--began=7"));
     }
 }

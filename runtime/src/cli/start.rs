@@ -15,7 +15,7 @@ use crate::container::named::{Container, ContainerError};
 use crate::container::namespaces::Namespaces;
 use crate::container::program::ProgramError;
 use crate::container::{self, Root, Spec, StartError, environment, fstab, standard, userns_help};
-use crate::{sys, ui};
+use crate::{observe, sys, ui};
 
 /// Start a container or an image
 #[derive(Debug, clap::Args)]
@@ -142,6 +142,12 @@ pub(super) fn start(
 ) -> Outcome {
     let spec = spec(root, options, command, context)
         .map_err(|failure| failure.with_status(status::SETUP))?;
+    if observe::is_on() {
+        observe::subject(match &spec.root {
+            Root::Image(path) => path.display().to_string(),
+            Root::Container(container) => container.name.to_string_lossy().into_owned(),
+        });
+    }
     let tell = |text: &str| {
         if context.verbose {
             ui::message(text);

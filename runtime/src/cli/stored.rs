@@ -20,6 +20,7 @@ use cista_images::store::{self, ImageRecord, PendingImage, Store};
 use super::import::{self, ImageOptions, SourceOptions};
 use super::{Context, Failure};
 use crate::config::store::StoreConfig;
+use crate::observe::{self, Phase};
 use crate::sys;
 use crate::ui;
 use crate::ui::progress::ImportProgress;
@@ -43,6 +44,8 @@ pub(super) fn prepare_in(
     store: &Arc<Store>,
     context: &Context,
 ) -> Result<PathBuf, Failure> {
+    observe::imports();
+    observe::subject(wanted.uri);
     let config = wanted.image.settings(context)?;
     let reference = import::parse(wanted.uri)?;
     if let Reference::Directory(_) = reference {
@@ -84,12 +87,16 @@ pub(super) fn prepare_in(
                     .is_image_good(&path, &cancel)
                     .map_err(|error| import::failure(error, &cancel))?
             {
+                observe::looked_for_image(true);
                 return Ok(path);
             }
             discard(store, &path)?;
         }
         let pending = match claim(store, &digest, &fingerprint, task).map_err(failed)? {
-            Ok(path) => return Ok(path),
+            Ok(path) => {
+                observe::looked_for_image(true);
+                return Ok(path);
+            }
             Err(pending) => pending,
         };
         let image = source.resolve(&platform, task).map_err(failed)?;
@@ -98,6 +105,7 @@ pub(super) fn prepare_in(
             None => return Err(no_digest(wanted.uri)),
             Some(found) if found != digest => digest = found,
             Some(_) => {
+                observe::looked_for_image(false);
                 let import = Import {
                     wanted,
                     options: &options,
@@ -171,6 +179,7 @@ impl Import<'_> {
     ) -> Result<PathBuf, Failure> {
         let started = Instant::now();
         self.progress.begin(image);
+        observe::begin(Phase::Build);
         let file = pending.output().handle().map_err(import::output_failure)?;
         let shown = Shown {
             progress: self.progress,
@@ -195,6 +204,7 @@ impl Import<'_> {
             digest: None,
         };
         let path = pending.commit(record)?;
+        self.progress.record(summary.size);
         if !self.wanted.quiet {
             ui::message(format_args!(
                 "imported `{}`: {}",

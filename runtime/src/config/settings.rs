@@ -287,6 +287,13 @@ settings! {
         Kind::Choice(&["always", "missing", "never"]),
         "always", "When a registry is asked: each time what a tag stands for, only for what the store does not know, or never.";
 
+    LOG_FORMAT: "observe" "log_format", ["CISTA_LOG_FORMAT"], None,
+        Kind::Choice(&["text", "json"]),
+        "text", "How messages look: as people read them, or one object of JSON a line, with the phases of starts and imports.";
+    METRICS_DIRECTORY: "observe" "metrics_directory", ["CISTA_METRICS_DIRECTORY"], None,
+        Kind::Path,
+        "none", "Where starts and imports are counted, in a file for the textfile collector of Prometheus's node_exporter.";
+
     ALLOW_HTTP: "transfer" "allow_http", ["CISTA_ALLOW_HTTP"], Some("ENROOT_ALLOW_HTTP"),
         Kind::Switch,
         "no", "Whether registries may be reached without encryption.";

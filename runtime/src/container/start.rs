@@ -32,6 +32,7 @@ use super::standard::{self, Standard};
 use super::view::View;
 use super::{home, login, running, usual};
 use crate::config::Config;
+use crate::observe::{self, Phase};
 use crate::sys;
 
 /// What is to be started, and how.
@@ -158,6 +159,7 @@ pub fn start(
     tell: &dyn Fn(&str),
     warn: &dyn Fn(&str),
 ) -> Result<Infallible, StartError> {
+    observe::begin(Phase::Mount);
     // Who we are, here and inside. The host's databases must be asked before the namespaces change.
     let (uid, gid) = (
         rustix::process::geteuid().as_raw(),
@@ -262,6 +264,7 @@ pub fn start(
     }
     let mounter = Mounter { rootfs: &rootfs };
     let seed = plan.seed.as_ref().filter(|_| layout.is_seeded);
+    observe::begin(Phase::Devices);
     usual::mount(
         &mounter,
         &scratch,
@@ -272,6 +275,7 @@ pub fn start(
             warn(&chain(&error));
         },
     )?;
+    observe::begin(Phase::Mount);
     for volume in &plan.volumes {
         mount_volume(&rootfs, volume)?;
     }
@@ -307,7 +311,9 @@ pub fn start(
     }
     let mut wishes = hooks::Wishes::default();
     if let Some(hooks) = hooks {
+        observe::begin(Phase::Hooks);
         wishes = hooks.run(spec, config, &rootfs, &mut plan.environment, umask)?;
+        observe::begin(Phase::Mount);
     }
     mount_while(&|entry| entry.place.is_some())?;
     for entry in &wishes.mounts {
@@ -330,6 +336,7 @@ pub fn start(
     }
 
     // Nothing more is written: the root becomes read-only, and then the root.
+    observe::begin(Phase::Exec);
     if !spec.writable {
         sys::mount::set_attributes(
             rootfs.root(),
@@ -344,6 +351,8 @@ pub fn start(
 
     // The program's state, as a bare program has it.
     lower.reap()?;
+    // The last that we do with files of our own, and the last before a closed standard error may end us.
+    observe::ready();
     rustix::process::umask(umask);
     sys::sigpipe::restore();
     sys::process::close_on_exec_but(&spec.files).map_err(StartError::CloseFiles)?;

@@ -13,6 +13,8 @@ use cista_images::source::ResolvedImage;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
+use crate::observe::{self, Phase};
+
 /// Time between two plain lines.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Time between two JSON events of progress.
@@ -59,6 +61,11 @@ struct Totals {
     layers: Vec<Layer>,
     /// It was said that another process is waited for.
     waited: bool,
+    /// Layers that a store had.
+    cached: u64,
+    /// Bytes that came, and between which times of [`observe::now`]; those of layers that a store had do not count.
+    came: u64,
+    coming: Option<(Duration, Duration)>,
 }
 
 /// What is known of one layer, in bytes of its blob.
@@ -76,7 +83,7 @@ impl ImportProgress {
     pub fn new(quiet: bool) -> Self {
         let view = if quiet {
             View::Quiet
-        } else if std::io::stderr().is_terminal() {
+        } else if std::io::stderr().is_terminal() && !super::log::is_json() {
             View::Bars(Bars::new())
         } else {
             View::Plain(Instant::now())
@@ -131,6 +138,24 @@ impl ImportProgress {
             bars.clear();
         }
         state.view = View::Quiet;
+    }
+
+    /// Tells what was recorded of an import that made an image of a size in bytes.
+    pub fn record(&self, size: u64) {
+        if !observe::is_on() {
+            return;
+        }
+        let state = self.lock();
+        let totals = &state.totals;
+        if let Some((from, to)) = totals.coming {
+            observe::add(Phase::Fetch, from, to.saturating_sub(from));
+        }
+        observe::imported(observe::Import {
+            fetched: totals.came,
+            written: size,
+            layers_fetched: (totals.layers.len() as u64).saturating_sub(totals.cached),
+            layers_cached: totals.cached,
+        });
     }
 
     /// Bytes of blobs that were merged.
@@ -228,8 +253,16 @@ impl Totals {
                 layer.fetched += bytes;
             }
         };
+        if let Event::ArchiveReceived { bytes } | Event::LayerFetched { bytes, .. } = event {
+            self.came += bytes;
+            let now = observe::now();
+            self.coming.get_or_insert((now, now)).1 = now;
+        }
         match event {
-            Event::LayerCached { layer, size, .. } => fetched(&mut self.layers, *layer, *size),
+            Event::LayerCached { layer, size, .. } => {
+                self.cached += 1;
+                fetched(&mut self.layers, *layer, *size);
+            }
             Event::ArchiveReceived { bytes } => self.received += bytes,
             Event::LayerFetched { layer, bytes } => fetched(&mut self.layers, *layer, *bytes),
             Event::LayerMerged { layer, bytes } => {

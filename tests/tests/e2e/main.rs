@@ -29,6 +29,7 @@ mod join;
 mod load;
 mod logins;
 mod namespaces;
+mod observe;
 mod oci;
 mod oracle;
 mod policy;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         concurrency::CASES,
         join::CASES,
         namespaces::CASES,
+        observe::CASES,
         policy::CASES,
         registries::CASES,
         oci::CASES,
