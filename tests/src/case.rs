@@ -17,6 +17,7 @@ use crate::error::{HarnessError, IoContext as _};
 use crate::image::Recipe;
 use crate::packages::find_program;
 use crate::program::Program;
+use crate::slurm;
 use crate::user::we_are_root;
 
 /// What a test returns. A failed assertion panics.
@@ -34,6 +35,8 @@ pub enum Tier {
     Registry,
     /// Containers: user namespaces, `/dev/fuse`.
     Userns,
+    /// Jobs on a real Slurm cluster.
+    Slurm,
 }
 
 impl Tier {
@@ -45,6 +48,7 @@ impl Tier {
             Self::Cli => "cli",
             Self::Registry => "registry",
             Self::Userns => "userns",
+            Self::Slurm => "slurm",
         }
     }
 }
@@ -64,6 +68,8 @@ pub enum Need {
     Fuse,
     /// A kernel that mounts squashfs files.
     KernelSquashfs,
+    /// A Slurm cluster: root, Debian's packages, cgroups of version 1.
+    Slurm,
     /// A processor of an architecture, as `uname -m` calls it.
     Machine(&'static str),
 }
@@ -99,6 +105,7 @@ impl Need {
                     .check();
                 open.err().map(|error| chain(&error))
             }
+            Self::Slurm => slurm::unmet(),
             Self::Machine(name) => {
                 let machine = rustix::system::uname();
                 let machine = machine.machine().to_string_lossy();

@@ -17,6 +17,8 @@ use crate::process;
 use crate::program::Program;
 use crate::pty::ON_TERMINAL;
 use crate::registry::Registry;
+use crate::slurm::Cluster;
+use crate::slurm::login::marked_processes;
 use crate::user::{User, we_are_root};
 
 /// How long a process of `cista` may outlive the command that it served, when nothing measures it more strictly.
@@ -31,6 +33,7 @@ pub struct Session {
     /// Files that images were imported to; a slot is locked while its file is made.
     imported: Mutex<HashMap<Recipe, Arc<Mutex<Option<PathBuf>>>>>,
     starting: Mutex<()>,
+    cluster: OnceLock<Cluster>,
     user: User,
 }
 
@@ -55,6 +58,7 @@ impl Session {
             registry: OnceLock::new(),
             imported: Mutex::default(),
             starting: Mutex::default(),
+            cluster: OnceLock::new(),
             user,
         })
     }
@@ -88,6 +92,16 @@ impl Session {
             &self.scratch.join("registry"),
         )?;
         Ok(self.registry.get_or_init(|| registry))
+    }
+
+    /// The Slurm cluster, started when it is first asked for.
+    pub fn cluster(&self) -> Result<&Cluster, HarnessError> {
+        let _one_at_a_time = lock(&self.starting);
+        if let Some(cluster) = self.cluster.get() {
+            return Ok(cluster);
+        }
+        let cluster = Cluster::start(&self.scratch.join("cluster"))?;
+        Ok(self.cluster.get_or_init(|| cluster))
     }
 
     /// The reference of an image in the registry; it is built and pushed unless it is there.
@@ -136,7 +150,8 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // The registry first: it writes its log here.
+        // These first: they write their logs here.
+        drop(self.cluster.take());
         drop(self.registry.take());
         if std::env::var_os("CISTA_TEST_KEEP").is_none() {
             remove_tree(&self.scratch);
@@ -325,6 +340,9 @@ impl<'a> TestEnvironment<'a> {
             for pid in process::executing(&self.program_path()) {
                 found.push(format!("process {pid}"));
             }
+        }
+        if self.session.cluster.get().is_some() {
+            found.extend(marked_processes(&self.path(""), LEFTOVER_LIMIT));
         }
         for mount in process::mounts_below(&self.root) {
             found.push(format!("mount {}", mount.display()));

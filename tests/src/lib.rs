@@ -7,6 +7,7 @@
 //! - [`listing`], [`extract`]: what a tree contains, and an opinion on an image that owes nothing to our code
 //! - [`pty`]: a terminal
 //! - [`environment`]: a directory, a home and a `cista` for one test, which it must leave as it found them
+//! - [`slurm`]: a real Slurm cluster
 //! - [`case`]: what a test needs from the machine, and what becomes of it where that is missing
 
 #![forbid(unsafe_code)]
@@ -25,4 +26,5 @@ pub mod program;
 pub mod proxy;
 pub mod pty;
 pub mod registry;
+pub mod slurm;
 pub mod user;

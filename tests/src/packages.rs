@@ -12,7 +12,7 @@ use crate::user::we_are_root;
 pub struct Package {
     /// Its name in Debian.
     pub name: &'static str,
-    /// A program that it brings.
+    /// A program that it brings, or the path of another file.
     pub program: &'static str,
     /// What it is needed for.
     pub purpose: &'static str,
@@ -70,6 +70,19 @@ pub const TESTS: &[Package] = &[
     package("attr", "setfattr", "gives test files extended attributes"),
 ];
 
+/// What the Slurm cluster of the tests and of a bench is made of.
+pub const SLURM: &[Package] = &[
+    package("munge", "munged", "tells users of a cluster apart"),
+    package("slurmctld", "slurmctld", "the controller of a cluster"),
+    package("slurmd", "slurmd", "the daemon of a node"),
+    package("slurm-client", "srun", "the commands of a cluster"),
+    package(
+        "libpmix-dev",
+        "/usr/lib/x86_64-linux-gnu/libpmix.so",
+        "the library that Slurm opens for PMIx, by this name",
+    ),
+];
+
 /// What the benches need besides.
 pub const BENCHES: &[Package] = &[
     package(
@@ -89,6 +102,7 @@ pub const BENCHES: &[Package] = &[
 /// Where a program is, as the shell would find it, with the directories of system administration added.
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {
+    // Joining an absolute path gives that path, so one is found as it stands.
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))

@@ -4,6 +4,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::error::HarnessError;
+
 /// The most memory that a process has had resident, in bytes; None when it has ended.
 #[must_use]
 pub fn peak_memory(pid: u32) -> Option<u64> {
@@ -95,7 +99,45 @@ pub fn is_alive(pid: u32) -> bool {
     status_field(pid, "State:").is_some_and(|state| !state.starts_with(['Z', 'X']))
 }
 
-fn all() -> Vec<u32> {
+/// The command line of a process, its words joined by spaces; empty when it has ended.
+#[must_use]
+pub fn command_line(pid: u32) -> String {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes).replace('\0', " ");
+    text.trim_end().to_owned()
+}
+
+/// The process namespace of a process (namespaces(7)); None when it has ended or is another's.
+#[must_use]
+pub fn pid_namespace(pid: u32) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok()
+}
+
+/// Whether the environment that a process began with has a variable of a value.
+#[must_use]
+pub fn has_variable(pid: u32, name: &str, value: &str) -> bool {
+    let wanted = format!("{name}={value}");
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environment
+        .split(|byte| *byte == 0)
+        .any(|variable| variable == wanted.as_bytes())
+}
+
+/// Sends a signal to a process that may have ended.
+pub fn send(pid: u32, signal: Signal) -> Result<(), HarnessError> {
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    match number.map(|pid| kill_process(pid, signal)) {
+        Some(Err(errno)) if errno != rustix::io::Errno::SRCH => Err(HarnessError::Spawn {
+            program: format!("kill -{signal:?} {pid}"),
+            source: errno.into(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// All processes that we see.
+#[must_use]
+pub fn all() -> Vec<u32> {
     std::fs::read_dir("/proc")
         .into_iter()
         .flatten()

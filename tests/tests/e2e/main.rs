@@ -37,6 +37,7 @@ mod progress;
 mod registries;
 mod run;
 mod signals;
+mod slurm;
 mod sources;
 mod standard;
 mod start;
@@ -84,6 +85,7 @@ fn main() -> ExitCode {
         hooks::CASES,
         load::CASES,
         standard::CASES,
+        slurm::CASES,
     ];
     let outcome = Session::start(Profile::Debug, |text| eprintln!("    {text}"))
         .and_then(|session| run_all(session, &cases));

@@ -8,14 +8,14 @@ use std::process::{ExitCode, Stdio};
 use cista_tests::artifacts::{Profile, target};
 use cista_tests::case::{Record, Tier, Verdict};
 use cista_tests::error::{HarnessError, IoContext as _};
-use cista_tests::packages::{DEMO, TESTS};
+use cista_tests::packages::{DEMO, SLURM, TESTS};
 
 use crate::{Outcome, machine};
 
 /// Install what the tests need, build, and run every tier
 ///
 /// Tiers: unit (cargo's own tests), cli (the program and files), registry (a real registry and images made of Debian
-/// packages), userns (containers). What this machine cannot run is reported as skipped, by name; with
+/// packages), userns (containers), slurm (jobs on a cluster). What this machine cannot run is reported as skipped, by name; with
 /// `CISTA_TEST_REQUIRE=1` it fails.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -49,7 +49,7 @@ struct Tally {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    machine::prepare(&[DEMO, TESTS]);
+    machine::prepare(&[DEMO, TESTS, SLURM]);
     machine::build(Profile::Debug)?;
     let mut tally = Tally::default();
     if args.filter.is_none() {
