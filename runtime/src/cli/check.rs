@@ -14,7 +14,7 @@ use crate::ui;
 /// containers. The exit status is 1 where no container can be started.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Print JSON: an object with `ok` and `checks`, each with `name`, `state`, `needed`, `detail` and `fix`
+    /// Print one JSON object; see docs/json.md for its fields
     #[arg(long)]
     json: bool,
 }

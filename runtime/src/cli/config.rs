@@ -1,6 +1,9 @@
 //! `cista config`: show the effective settings, and where each comes from
 
+use std::borrow::Cow;
 use std::process::ExitCode;
+
+use serde::Serialize;
 
 use super::{Context, Failure, Outcome};
 use crate::config::enroot::Enroot;
@@ -11,7 +14,7 @@ use crate::ui;
 /// Show the effective settings, and where each comes from
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// As JSON, with what each setting does
+    /// As JSON, with what each setting does; see docs/json.md for its fields
     #[arg(long)]
     json: bool,
     /// Only these settings, such as `limits.max_processors` or `CISTA_MAX_PROCESSORS`
@@ -42,7 +45,7 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
         lines.push(line(setting, context)?);
     }
     if args.json {
-        let list: Vec<serde_json::Value> = lines.iter().map(json).collect();
+        let list: Vec<Entry<'_>> = lines.iter().map(entry).collect();
         ui::data(serde_json::to_string_pretty(&list)?);
         return Ok(ExitCode::SUCCESS);
     }
@@ -136,26 +139,59 @@ fn without_password(text: &str) -> String {
     }
 }
 
-fn json(line: &Line) -> serde_json::Value {
+/// A setting, as `--json` shows it. Fields are added but never renamed or removed.
+#[derive(Serialize)]
+struct Entry<'a> {
+    section: &'static str,
+    key: &'static str,
+    value: Option<&'a str>,
+    origin: OriginEntry<'a>,
+    variables: &'static [&'static str],
+    enroot: Option<&'static str>,
+    default: &'static str,
+    expected: String,
+    help: &'static str,
+}
+
+/// Where a value comes from.
+#[derive(Default, Serialize)]
+struct OriginEntry<'a> {
+    kind: &'static str,
+    variable: Option<&'static str>,
+    file: Option<Cow<'a, str>>,
+    line: Option<usize>,
+}
+
+fn entry(line: &Line) -> Entry<'_> {
     let setting = line.setting;
     let origin = match &line.origin {
-        Origin::Variable(name) => serde_json::json!({ "variable": name }),
-        Origin::File(place) => {
-            serde_json::json!({ "file": place.path.display().to_string(), "line": place.line })
-        }
-        Origin::Default => serde_json::json!("default"),
+        Origin::Variable(name) => OriginEntry {
+            kind: "variable",
+            variable: Some(name),
+            ..OriginEntry::default()
+        },
+        Origin::File(place) => OriginEntry {
+            kind: "file",
+            file: Some(place.path.to_string_lossy()),
+            line: Some(place.line),
+            ..OriginEntry::default()
+        },
+        Origin::Default => OriginEntry {
+            kind: "default",
+            ..OriginEntry::default()
+        },
     };
-    serde_json::json!({
-        "section": setting.section,
-        "key": setting.key,
-        "value": line.value,
-        "origin": origin,
-        "variables": setting.variables,
-        "enroot": setting.enroot,
-        "default": setting.default,
-        "expected": setting.kind.expected(),
-        "help": setting.help,
-    })
+    Entry {
+        section: setting.section,
+        key: setting.key,
+        value: line.value.as_deref(),
+        origin,
+        variables: setting.variables,
+        enroot: setting.enroot,
+        default: setting.default,
+        expected: setting.kind.expected(),
+        help: setting.help,
+    }
 }
 
 #[cfg(test)]

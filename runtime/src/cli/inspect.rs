@@ -21,14 +21,14 @@ use crate::ui;
 /// Show what an image file contains
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Print one JSON object
+    /// Print one JSON object; see docs/json.md for its fields
     #[arg(long)]
     json: bool,
     /// Image file
     image: PathBuf,
 }
 
-/// All that is shown.
+/// All that is shown. Fields are added but never renamed or removed.
 #[derive(Debug, Serialize)]
 struct Report {
     /// Size of the file in bytes.
@@ -36,13 +36,10 @@ struct Report {
     squashfs: Squashfs,
     contents: Contents,
     /// What was asked for when the image was imported.
-    #[serde(skip_serializing_if = "Option::is_none")]
     reference: Option<String>,
     /// Digest of the manifest it was imported from.
-    #[serde(skip_serializing_if = "Option::is_none")]
     digest: Option<String>,
     /// The image config, as it came.
-    #[serde(skip_serializing_if = "Option::is_none")]
     config: Option<serde_json::Value>,
 }
 

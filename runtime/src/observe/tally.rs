@@ -255,7 +255,7 @@ impl Tally {
     /// Reads what [`Self::render`] wrote. Lines that are not understood are left out: a counter that begins anew is nothing new to Prometheus.
     pub(super) fn parse(text: &str, uid: u32) -> Self {
         let mut tally = Self::zero();
-        let owner = format!("uid=\"{uid}\"");
+        let (alone, first) = (format!("{{uid=\"{uid}\"}}"), format!("{{uid=\"{uid}\","));
         for line in text.lines() {
             if let Some(words) = line.strip_prefix("# counted ") {
                 let mut numbers = words.split(' ').map(str::parse);
@@ -267,11 +267,8 @@ impl Tally {
             let Some((key, value)) = line.rsplit_once(' ') else {
                 continue;
             };
-            let key = key
-                .replace(&format!("{{{owner}}}"), "")
-                .replace(&format!("{{{owner},"), "{");
-            if let Some(value) = number(value) {
-                tally.set(&key, value);
+            if let Some(value) = number(value).filter(|value| *value > 0.0) {
+                tally.set(&key.replace(&alone, "").replace(&first, "{"), value);
             }
         }
         tally

@@ -19,6 +19,7 @@ mod concurrency;
 mod config;
 mod containers;
 mod enroot;
+mod exit_codes;
 mod formats;
 mod hardening;
 mod hooks;
@@ -26,6 +27,7 @@ mod import;
 mod interruptions;
 mod isolation;
 mod join;
+mod json;
 mod load;
 mod logins;
 mod namespaces;
@@ -74,6 +76,8 @@ fn main() -> ExitCode {
         join::CASES,
         namespaces::CASES,
         observe::CASES,
+        json::CASES,
+        exit_codes::CASES,
         policy::CASES,
         registries::CASES,
         oci::CASES,
