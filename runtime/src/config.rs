@@ -46,6 +46,8 @@ pub struct Config {
     pub scratch_size: Option<u64>,
     /// What `/dev` is. `CISTA_DEV`: `private` or `host`; called as enroot it is the host's unless `ENROOT_RESTRICT_DEV` says otherwise.
     pub dev: Dev,
+    /// Where devices and drivers are looked for; None for `/`. `CISTA_HOST_ROOT`.
+    pub host_root: Option<PathBuf>,
     /// Whether the root file system can be written to without `-w`. `CISTA_ROOTFS_WRITABLE`.
     pub writable: bool,
     /// Whether the user is root inside without `-r`. `CISTA_REMAP_ROOT`.
@@ -202,6 +204,7 @@ impl Config {
             }),
             scratch_size: sources.size(&settings::SCRATCH_SIZE)?,
             dev: dev.unwrap_or(usual_dev),
+            host_root: sources.path(&settings::HOST_ROOT),
             writable: is_on(&settings::ROOTFS_WRITABLE)?,
             remap_root: is_on(&settings::REMAP_ROOT)?,
             force: is_on(&settings::FORCE)?,

@@ -7,6 +7,7 @@
 //! - [`config`]: typed settings; the only place that reads the process environment
 //! - [`container`]: specification, namespaces, root file system, mounts, exec
 //! - [`credentials`]: the logins that the user has stored for enroot, docker and podman
+//! - [`devices`]: the devices that a container is granted
 //! - [`fuse`]: serves a squashfs image to the kernel
 //! - [`observe`]: what starts and imports spend their time on, for logs and Prometheus
 //! - [`oci`]: bundles of the OCI runtime specification
@@ -18,6 +19,7 @@ pub mod cli;
 pub mod config;
 pub mod container;
 pub mod credentials;
+pub mod devices;
 pub mod fuse;
 pub mod observe;
 pub mod oci;

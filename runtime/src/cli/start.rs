@@ -15,6 +15,8 @@ use crate::container::named::{Container, ContainerError};
 use crate::container::namespaces::Namespaces;
 use crate::container::program::ProgramError;
 use crate::container::{self, Root, Spec, StartError, environment, fstab, standard, userns_help};
+use crate::devices::Request;
+use crate::devices::question::{Choice, QualifiedName};
 use crate::{observe, sys, ui};
 
 /// Start a container or an image
@@ -67,6 +69,15 @@ pub(super) struct Options {
     /// Leave a file open for the program besides 0, 1 and 2, by its number: that of PMI for instance
     #[arg(long, value_name = "FD", value_parser = open_file)]
     keep_fd: Vec<RawFd>,
+    /// GPUs that it gets: `all`, `none`, or indexes, UUIDs and parts of GPUs (`0:1`), separated by commas; otherwise those of the job, or what the image asks for
+    #[arg(long, value_name = "GPUS", value_parser = Choice::parse_option)]
+    gpus: Option<Choice>,
+    /// Another device that it gets, as specifications of CDI name them
+    #[arg(long = "device", value_name = "VENDOR/CLASS=NAME", value_parser = QualifiedName::parse)]
+    devices: Vec<QualifiedName>,
+    /// Say of every device and library why it gets it or does not
+    #[arg(long)]
+    explain_devices: bool,
     /// Mount something of the host: fields of fstab(5), separated by colons
     #[arg(short, long = "mount", value_name = "FSTAB")]
     mount: Vec<OsString>,
@@ -191,6 +202,11 @@ fn spec(
         .or(context.config.namespaces),
         mounts,
         additions,
+        devices: Request {
+            gpus: options.gpus.clone(),
+            devices: options.devices.clone(),
+            explain: options.explain_devices.then_some(|line| ui::message(line)),
+        },
         script: options.conf.as_deref().map(script::find).transpose()?,
         rc: options.rc.as_deref().map(script::read_rc).transpose()?,
         environment,

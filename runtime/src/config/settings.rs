@@ -227,6 +227,9 @@ settings! {
     DEV: "start" "dev", ["CISTA_DEV"], Some("ENROOT_RESTRICT_DEV"),
         Kind::Choice(&["private", "host"]),
         "private", "What `/dev` is: one of its own with the standard devices, or that of the host.";
+    HOST_ROOT: "start" "host_root", ["CISTA_HOST_ROOT"], None,
+        Kind::Path,
+        "/", "Where devices and their drivers are looked for: a tree with a driver of its own, or one that stands for another machine in tests.";
     MOUNT_HOME: "start" "mount_home", ["CISTA_MOUNT_HOME"], Some("ENROOT_MOUNT_HOME"),
         Kind::Switch,
         "no", "Whether the user's home directory is mounted; root inside has it at `/root`.";

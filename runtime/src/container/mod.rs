@@ -10,7 +10,7 @@
 //!   which decodes first what [`loading`] the program will read
 //! - [`layers`]: the root file system above it, with its upper layer filled by a [`seed`]
 //! - [`rootfs`]: paths below that root, resolved as the container will
-//! - [`usual`], [`devices`], [`home`]: what is put into every root; [`fstab`], [`mounts`]: and how
+//! - [`usual`], [`devices`], [`home`]: what is put into every root; [`granted`]: the devices that this one gets; [`fstab`], [`mounts`]: and how
 //! - [`additions`]: what the administrator, the user and the image add to all that; [`hooks`] and the [`script`] that are run; what is [`standard`]
 //! - [`environment`], [`privileges`] with [`seccomp`], [`login`], [`program`]: the state and the execution of the program
 //!
@@ -24,6 +24,7 @@ pub mod environment;
 pub mod export;
 pub mod facts;
 pub mod fstab;
+pub mod granted;
 pub mod handover;
 pub mod home;
 pub mod hooks;

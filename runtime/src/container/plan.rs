@@ -94,17 +94,12 @@ pub enum PlanError {
 }
 
 impl Plan {
-    /// Plans for an image that nothing has changed, before it is mounted; `is_all` where nothing else will be mounted or run.
+    /// Plans for an image that nothing has changed, before it is mounted.
     ///
     /// # Errors
     ///
     /// A file of the image that cannot be read or understood.
-    pub fn for_image(
-        spec: &Spec,
-        reader: &Reader,
-        identity: &Identity,
-        is_all: bool,
-    ) -> Result<Self, PlanError> {
+    pub fn for_image(spec: &Spec, reader: &Reader, identity: &Identity) -> Result<Self, PlanError> {
         let mut plan = Self::for_view(spec, View::Image(reader), identity, false)?;
         let mut seed = Seed::default();
         // What finds no place is left to the mounted root, where the error is told if there is one.
@@ -121,12 +116,15 @@ impl Plan {
         if home::is_possible(&plan.home) {
             let _ = seed.home(reader, &plan.home, Path::new(home::SKELETON));
         }
-        // Something mounted may be anywhere.
-        if is_all {
-            (plan.absent, plan.program) = look_for_program(&plan, reader, &seed);
-        }
         plan.seed = Some(seed);
         Ok(plan)
+    }
+
+    /// Finds the program in an image, where nothing but what is in the seed will be mounted or run: something mounted may be anywhere.
+    pub fn find_program(&mut self, reader: &Reader) {
+        if let Some(seed) = &self.seed {
+            (self.absent, self.program) = look_for_program(self, reader, seed);
+        }
     }
 
     /// Plans for a root file system; `adapted` where its command script or environment is not the image's own any more.

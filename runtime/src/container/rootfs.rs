@@ -266,6 +266,29 @@ impl Rootfs {
         Ok(rustix::fs::unlinkat(&above, name, AtFlags::empty())?)
     }
 
+    /// Makes a symbolic link, in place of a file or link that is there, and the directories above it where they are missing.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::create`] and symlinkat(2); EBUSY for a mount point, EISDIR for a directory.
+    pub fn symlink(&self, path: &Path, target: &Path) -> io::Result<()> {
+        if let Some(above) = path.parent() {
+            self.create(above, Create::Directory)?;
+        }
+        let (above, name) = self.last(path)?;
+        match rustix::fs::symlinkat(target, &above, name) {
+            Err(Errno::EXIST) => {
+                let old = rustix::fs::readlinkat(&above, name, Vec::new());
+                if old.is_ok_and(|old| old.to_bytes() == target.as_os_str().as_bytes()) {
+                    return Ok(());
+                }
+                rustix::fs::unlinkat(&above, name, AtFlags::empty())?;
+                Ok(rustix::fs::symlinkat(target, &above, name)?)
+            }
+            result => Ok(result?),
+        }
+    }
+
     /// The directory that a path's last component is in, and its name.
     fn last<'a>(&self, path: &'a Path) -> io::Result<(OwnedFd, &'a OsStr)> {
         match (path.parent(), path.file_name()) {

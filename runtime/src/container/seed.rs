@@ -93,6 +93,22 @@ impl Seed {
         Ok(true)
     }
 
+    /// Adds a symbolic link, in place of the image's file or link. Left out where the image has something else there; returns whether it was added.
+    ///
+    /// # Errors
+    ///
+    /// A loop of links, or an image that cannot be read.
+    pub fn symlink(&mut self, reader: &Reader, path: &Path, target: &Path) -> io::Result<bool> {
+        if !self.file(reader, path, Vec::new())? {
+            return Ok(false);
+        }
+        if let Some(place) = self.places.get(path) {
+            let node = Node::Symlink(target.as_os_str().to_owned());
+            self.nodes.insert(place.clone(), node);
+        }
+        Ok(true)
+    }
+
     /// Where a path is that was added, without symbolic links.
     #[must_use]
     pub fn place(&self, path: &Path) -> Option<&Path> {

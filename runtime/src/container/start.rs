@@ -16,6 +16,7 @@ use super::accounts;
 use super::additions::{self, Additions, AdditionsError};
 use super::facts::Start;
 use super::fstab::Entry;
+use super::granted::{self, Granted};
 use super::hooks::{self, HookError};
 use super::identity_map::{self, IdMap, UserNamespaceError};
 use super::image::{self, ImageError, Lower};
@@ -32,6 +33,8 @@ use super::standard::{self, Standard};
 use super::view::View;
 use super::{home, login, running, usual};
 use crate::config::Config;
+use crate::devices::install::{InstallError, Target};
+use crate::devices::{DeviceError, Request};
 use crate::observe::{self, Phase};
 use crate::sys;
 
@@ -50,6 +53,8 @@ pub struct Spec {
     pub mounts: Vec<Entry>,
     /// What is added to every container.
     pub additions: Additions,
+    /// Devices that are asked for.
+    pub devices: Request,
     /// The configuration script.
     pub script: Option<PathBuf>,
     /// The command script that replaces the image's.
@@ -112,6 +117,12 @@ pub enum StartError {
     /// What is added to every container cannot be used.
     #[error(transparent)]
     Additions(#[from] AdditionsError),
+    /// Devices cannot be granted.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// What was granted is not in the container.
+    #[error(transparent)]
+    Install(#[from] InstallError),
     /// A hook stopped the start.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -197,16 +208,24 @@ pub fn start(
         false => None,
     };
 
-    // What the image says, read from the file where that tells all.
-    let early = match (&source, &spec.root) {
-        (image::Source::Image(image), Root::Image(_)) => Some(Plan::for_image(
-            spec,
-            image.reader(),
-            &identity,
-            entries.is_empty(),
-        )?),
+    // What the image says, read from the file where that tells all, and the devices that are asked for.
+    let mut early = match (&source, &spec.root) {
+        (image::Source::Image(image), Root::Image(_)) => {
+            Some(Plan::for_image(spec, image.reader(), &identity)?)
+        }
         _ => None,
     };
+    let mut granted = granted::decide(spec, config, &source, early.as_ref())?;
+    if let (Some(plan), image::Source::Image(image)) = (&mut early, &source) {
+        let reader = image.reader();
+        let is_known = match &mut granted {
+            Some(granted) => granted.plant(config, plan, reader)?,
+            None => true,
+        };
+        if is_known && entries.is_empty() {
+            plan.find_program(reader);
+        }
+    }
 
     // The server of the image is started before the namespaces: outside of the mount namespace, which it would keep alive itself, and
     // outside of the user namespace, where a container could get at it. It gets its device later.
@@ -285,6 +304,16 @@ pub fn start(
             tell(&format!("cannot make `{}`: {error}", plan.home.display()));
         }
     }
+    if let Some(granted) = &mut granted {
+        let target = Target {
+            mounter: &mounter,
+            scratch: &scratch,
+            seed,
+            keeps_files: layout.keeps_files && !matches!(spec.root, Root::Image(_)),
+            dev: config.dev,
+        };
+        granted.install(spec, config, &target, warn)?;
+    }
     let mut entries = entries.iter().zip(sources).peekable();
     let volumes = plan.volumes.clone();
     let mut mount_while = |is_wanted: &dyn Fn(&Entry) -> bool| {
@@ -302,6 +331,9 @@ pub fn start(
         Some(content) => Some(rc_file(&scratch, content)?),
         None => None,
     };
+    for (name, value) in granted.iter().flat_map(Granted::environment) {
+        plan.environment.set(name, value);
+    }
     for (name, value) in standard.variables {
         plan.environment.set(name, value);
     }

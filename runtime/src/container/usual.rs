@@ -178,7 +178,7 @@ pub fn take(dev: Dev, namespaces: Namespaces, tell: &dyn Fn(&str)) -> Result<Tak
     Ok(taken)
 }
 
-pub(super) fn entry(
+pub(crate) fn entry(
     path: &str,
     create: CreateOption,
     recursive: bool,

@@ -1,0 +1,140 @@
+//! Devices that a container is granted: GPUs, fabrics, and what CDI specifications describe.
+//!
+//! A container sees the devices that its job has, and what it needs to use them, and no others. It happens in three steps:
+//!
+//! 1. [`decide`], before the namespaces: every [`Vendor`] that has something on the [`Host`] answers the [`Question`] of what is asked for, and
+//!    adds to the [`Grant`]. Nothing is changed by that; each decision is kept with its reason, for `--explain-devices`.
+//! 2. [`place`], when the image is known: where libraries go in it, and what its linker cache becomes.
+//! 3. [`install`], in the mounted root: the [`Edits`] become mounts, links and variables. Nothing is written to the lower layer, and no program is
+//!    run, neither of the host nor of the image.
+//!
+//! The vocabulary is that of the Container Device Interface (CDI 1.1): what a vendor adds is what a CDI specification could say as
+//! `containerEdits`. Where no vendor finds anything on the host, all this costs one system call for each of them.
+
+pub mod grant;
+pub mod host;
+pub mod install;
+pub mod place;
+pub mod question;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use grant::{Decision, Edits, Grant};
+pub use host::Host;
+pub use question::{Question, Request, Selection};
+
+/// A kind of hardware, or another source of devices: one file each.
+pub trait Vendor: Sync {
+    /// Its name, as in `nvidia.com/gpu`: `nvidia`.
+    fn name(&self) -> &'static str;
+
+    /// Whether there is anything of it here. Every start asks, so this is one or two system calls.
+    fn is_there(&self, host: &Host) -> bool;
+
+    /// What of its GPUs there is, one line each, for `cista check gpu`; also those that would not be granted.
+    ///
+    /// # Errors
+    ///
+    /// What is there cannot be understood.
+    fn inventory(&self, host: &Host) -> Result<Vec<String>, DeviceError>;
+
+    /// Grants what the question asks for. It is asked only where [`Self::is_there`], or where the question [names](Question::names) it.
+    ///
+    /// # Errors
+    ///
+    /// What was asked for by an option cannot be granted; the start must stop then.
+    fn grant(
+        &self,
+        host: &Host,
+        question: &Question<'_>,
+        grant: &mut Grant,
+    ) -> Result<(), DeviceError>;
+}
+
+/// Every vendor, in the order in which they are asked.
+pub static VENDORS: &[&dyn Vendor] = &[];
+
+/// Why devices cannot be granted.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// An option cannot be understood.
+    #[error("`{value}` of `{option}` is not understood: {expected}")]
+    Option {
+        /// The option or variable.
+        option: String,
+        /// The part of its value that is meant.
+        value: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A device that was asked for is not here.
+    #[error("there is no {what} `{name}` here{}", listed(.known))]
+    NotFound {
+        /// What kind of device: `GPU`, `device`.
+        what: &'static str,
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// A device that was asked for is here, and not for this job.
+    #[error("{what} `{name}` cannot be used: {why}")]
+    Denied {
+        /// What kind of device.
+        what: &'static str,
+        /// What was asked for.
+        name: String,
+        /// Why not.
+        why: String,
+    },
+    /// The image asks for something that the driver does not have.
+    #[error("the image asks for {requirement}, and {found}")]
+    Requirement {
+        /// The unsatisfied condition, and the variable that has it.
+        requirement: String,
+        /// What there is instead.
+        found: String,
+    },
+    /// A file that describes devices cannot be used.
+    #[error("cannot use `{path}`: {message}")]
+    Description {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A file of the host cannot be read.
+    #[error("cannot read `{path}`")]
+    Read {
+        /// Path on the host.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!("; there are {}", names.join(", "))
+    }
+}
+
+/// Asks every vendor. None where nothing is granted and nothing is to be explained.
+///
+/// # Errors
+///
+/// What was asked for by an option cannot be granted.
+pub fn decide(host: &Host, question: &Question<'_>) -> Result<Option<Grant>, DeviceError> {
+    let mut grant = Grant::default();
+    for vendor in VENDORS {
+        let names = question.names(vendor.name());
+        if names || vendor.is_there(host) {
+            vendor.grant(host, question, &mut grant)?;
+        }
+    }
+    question.require_answers(&grant)?;
+    Ok((!grant.edits.is_empty() || question.request.explain.is_some()).then_some(grant))
+}
