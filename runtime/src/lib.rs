@@ -9,6 +9,7 @@
 //! - [`credentials`]: the logins that the user has stored for enroot, docker and podman
 //! - [`devices`]: the devices that a container is granted
 //! - [`fuse`]: serves a squashfs image to the kernel
+//! - [`manual`]: pages about topics, and the reference
 //! - [`observe`]: what starts and imports spend their time on, for logs and Prometheus
 //! - [`oci`]: bundles of the OCI runtime specification
 //! - [`sys`]: the only place with `unsafe`
@@ -21,6 +22,7 @@ pub mod container;
 pub mod credentials;
 pub mod devices;
 pub mod fuse;
+pub mod manual;
 pub mod observe;
 pub mod oci;
 pub mod sys;

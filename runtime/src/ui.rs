@@ -73,6 +73,21 @@ pub fn failure(failure: &Failure) {
     }
 }
 
+/// Characters in a line of text on stdout: as many as its terminal has, but no more than can be read well.
+#[must_use]
+pub fn width() -> usize {
+    let columns = rustix::termios::tcgetwinsize(std::io::stdout()).map_or(0, |size| size.ws_col);
+    match usize::from(columns) {
+        0 => USUAL_WIDTH,
+        columns => columns.min(GREATEST_WIDTH),
+    }
+}
+
+/// Characters in a line where there is no terminal.
+const USUAL_WIDTH: usize = 80;
+/// Longer lines of text are hard to follow.
+const GREATEST_WIDTH: usize = 100;
+
 /// Asks a question on stderr and reads the answer from stdin: true for `y` or `yes`.
 #[must_use]
 pub fn confirm(question: &str) -> bool {

@@ -7,12 +7,14 @@ mod bundle;
 mod bundled;
 mod cache;
 mod check;
+mod completions;
 mod config;
 mod create;
 mod digest;
 mod exec;
 mod export;
 mod failure;
+mod help;
 mod import;
 mod inspect;
 mod list;
@@ -28,7 +30,7 @@ mod version;
 
 use std::process::ExitCode;
 
-use clap::{Arg, ArgAction, Args as _, FromArgMatches as _, Parser};
+use clap::{Arg, ArgAction, Args as _, CommandFactory as _, FromArgMatches as _, Parser};
 
 pub use failure::{Failure, status};
 
@@ -49,11 +51,16 @@ pub struct Context {
     pub verbose: bool,
 }
 
+/// The name of the program.
+const NAME: &str = "cista";
+
 #[derive(Debug, Parser)]
 #[command(
-    name = "cista",
+    name = NAME,
     about = "Container runtime for HPC and AI clusters, without a daemon",
-    disable_version_flag = true
+    after_help = help::topics(),
+    disable_version_flag = true,
+    disable_help_subcommand = true
 )]
 struct Cli {
     /// Say more about what is done
@@ -91,6 +98,8 @@ enum Command {
     Config(config::Args),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
+    Completions(completions::Args),
+    Help(help::Args),
     Version(version::Args),
 }
 
@@ -117,9 +126,17 @@ impl Command {
             Self::Config(_) => ("config", Activity::Other),
             Self::Login(_) => ("login", Activity::Other),
             Self::Logout(_) => ("logout", Activity::Other),
+            Self::Completions(_) => ("completions", Activity::Other),
+            Self::Help(_) => ("help", Activity::Other),
             Self::Version(_) => ("version", Activity::Other),
         }
     }
+}
+
+/// The description of the whole command line, for completions, manual pages and the reference.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// The description of `start` as a program of its own.
@@ -171,6 +188,12 @@ pub fn main() -> ExitCode {
         return bundled::main(file, layout, began);
     }
     let cli = parse();
+    // What explains the program works whatever its settings are.
+    match &cli.command {
+        Command::Help(args) => return finish(help::run(args)),
+        Command::Completions(args) => return finish(completions::run(args)),
+        _ => {}
+    }
     let name = std::env::args_os().next();
     let dialect = Dialect::of_program(name.as_deref());
     let (command, activity) = cli.command.activity();
@@ -216,12 +239,19 @@ pub fn main() -> ExitCode {
             Command::Config(args) => config::run(args, &context),
             Command::Login(args) => login::login(args, &context),
             Command::Logout(args) => login::logout(args, &context),
+            Command::Completions(args) => completions::run(&args),
+            Command::Help(args) => help::run(&args),
             Command::Version(args) => version::run(args, &context),
         }
     });
     if outcome.is_ok() {
         observe::done();
     }
+    finish(outcome)
+}
+
+/// Shows a failure; the exit status of the process.
+fn finish(outcome: Outcome) -> ExitCode {
     outcome.unwrap_or_else(|failure| {
         let status = failure.status().unwrap_or(status::FAILURE);
         // Who was interrupted has not failed.
@@ -235,8 +265,6 @@ pub fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -278,7 +278,8 @@ fn refused(path: &Arc<PathBuf>, text: &str, error: &toml::de::Error, start: usiz
 }
 
 /// What is said of a name that is not known, with the one that was probably meant.
-fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
+#[must_use]
+pub fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let mut known: Vec<&str> = known.collect();
     known.dedup();
     match known.iter().min_by_key(|known| distance(name, known)) {

@@ -22,6 +22,7 @@ mod enroot;
 mod exit_codes;
 mod formats;
 mod hardening;
+mod help;
 mod hooks;
 mod import;
 mod interruptions;
@@ -86,6 +87,7 @@ fn main() -> ExitCode {
         config::CASES,
         enroot::CASES,
         additions::CASES,
+        help::CASES,
         hooks::CASES,
         load::CASES,
         standard::CASES,

@@ -68,7 +68,8 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-fn must_succeed(program: &str, command: &mut Command) -> Result<(), HarnessError> {
+/// Runs a program whose failure is ours; what it says is shown.
+pub(crate) fn must_succeed(program: &str, command: &mut Command) -> Result<(), HarnessError> {
     let status = command.status().map_err(|source| HarnessError::Spawn {
         program: program.into(),
         source,

@@ -9,6 +9,7 @@
 
 mod bench;
 mod demo;
+mod docs;
 mod images;
 mod machine;
 mod test;
@@ -33,6 +34,7 @@ enum Task {
     Test(test::Args),
     Bench(bench::Args),
     Images(images::Args),
+    Docs(docs::Args),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Images(args) => images::run(&args),
+        Task::Docs(args) => docs::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {}", chain(&error));
