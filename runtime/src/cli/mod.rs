@@ -6,6 +6,7 @@ mod batch;
 mod bundle;
 mod bundled;
 mod cache;
+mod cdi;
 mod check;
 mod completions;
 mod config;
@@ -94,6 +95,7 @@ enum Command {
     Check(check::Args),
     Oci(oci::Args),
     Cache(cache::Args),
+    Cdi(cdi::Args),
     Digest(digest::Args),
     Config(config::Args),
     Login(login::LoginArgs),
@@ -122,6 +124,7 @@ impl Command {
             Self::Check(_) => ("check", Activity::Other),
             Self::Oci(_) => ("oci", Activity::Other),
             Self::Cache(_) => ("cache", Activity::Other),
+            Self::Cdi(_) => ("cdi", Activity::Other),
             Self::Digest(_) => ("digest", Activity::Other),
             Self::Config(_) => ("config", Activity::Other),
             Self::Login(_) => ("login", Activity::Other),
@@ -235,6 +238,7 @@ pub fn main() -> ExitCode {
             Command::Check(args) => check::run(args, &context),
             Command::Oci(args) => oci::run(args, &context),
             Command::Cache(args) => cache::run(args, &context),
+            Command::Cdi(args) => cdi::run(args, &context),
             Command::Digest(args) => digest::run(args, &context),
             Command::Config(args) => config::run(args, &context),
             Command::Login(args) => login::login(args, &context),

@@ -140,21 +140,27 @@ impl Host {
     /// The names in a directory, sorted; none where it cannot be read.
     #[must_use]
     pub fn names(&self, path: impl AsRef<Path>) -> Vec<OsString> {
-        let read = || -> io::Result<Vec<OsString>> {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-            let directory = self.tree.open(path.as_ref(), flags)?;
-            let mut names = Vec::new();
-            for entry in Dir::new(directory)?.take(MAX_NAMES) {
-                let entry = entry?;
-                let name = entry.file_name().to_bytes();
-                if name != b"." && name != b".." {
-                    names.push(OsStr::from_bytes(name).to_owned());
-                }
+        self.entries(path).unwrap_or_default()
+    }
+
+    /// The same, with the reason why a directory cannot be read.
+    ///
+    /// # Errors
+    ///
+    /// Those of openat2(2) and getdents(2).
+    pub fn entries(&self, path: impl AsRef<Path>) -> io::Result<Vec<OsString>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let directory = self.tree.open(path.as_ref(), flags)?;
+        let mut names = Vec::new();
+        for entry in Dir::new(directory)?.take(MAX_NAMES) {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(OsStr::from_bytes(name).to_owned());
             }
-            names.sort_unstable();
-            Ok(names)
-        };
-        read().unwrap_or_default()
+        }
+        names.sort_unstable();
+        Ok(names)
     }
 
     /// The names in a directory that are a prefix and a number, such as `nvidia0`, with the numbers, in their order.

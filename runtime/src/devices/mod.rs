@@ -11,6 +11,7 @@
 //! The vocabulary is that of the Container Device Interface (CDI 1.1): what a vendor adds is what a CDI specification could say as
 //! `containerEdits`. Where no vendor finds anything on the host, all this costs one system call for each of them.
 
+pub mod cdi;
 pub mod grant;
 pub mod host;
 pub mod install;
@@ -18,8 +19,9 @@ pub mod place;
 pub mod question;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use cdi::registry::CdiError;
 pub use grant::{Decision, Edits, Grant};
 pub use host::Host;
 pub use question::{Question, Request, Selection};
@@ -53,7 +55,9 @@ pub trait Vendor: Sync {
 }
 
 /// Every vendor, in the order in which they are asked.
-pub static VENDORS: &[&dyn Vendor] = &[];
+pub static VENDORS: &[&dyn Vendor] = &[
+    &cdi::grant::Cdi,
+];
 
 /// Why devices cannot be granted.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +108,9 @@ pub enum DeviceError {
         /// What is wrong with it.
         message: String,
     },
+    /// What describes devices of CDI cannot be used, or does not have them.
+    #[error(transparent)]
+    Cdi(Box<CdiError>),
     /// A file of the host cannot be read.
     #[error("cannot read `{path}`")]
     Read {
@@ -112,6 +119,36 @@ pub enum DeviceError {
         /// The system's answer.
         source: io::Error,
     },
+}
+
+impl From<CdiError> for DeviceError {
+    fn from(error: CdiError) -> Self {
+        Self::Cdi(Box::new(error))
+    }
+}
+
+/// Vendors of GPUs and their like, by which `--gpus` may be meant.
+const GPU_VENDORS: [&str; 4] = ["nvidia", "amd", "intel", "gaudi"];
+
+/// Whether there are GPUs of another vendor than this one.
+fn has_other_gpus(host: &Host, vendor: &str) -> bool {
+    let others = VENDORS.iter().filter(|it| it.name() != vendor);
+    others
+        .filter(|it| GPU_VENDORS.contains(&it.name()))
+        .any(|it| it.is_there(host))
+}
+
+/// Kinds of devices that are known without a description.
+fn knows_kind(name: &question::QualifiedName) -> bool {
+    matches!(
+        (name.vendor.as_str(), name.class.as_str()),
+        ("nvidia.com" | "amd.com" | "intel.com", "gpu") | ("intel.com", "gaudi") | ("host", _)
+    )
+}
+
+/// The last name of a path.
+fn last_name(path: &Path) -> Option<String> {
+    Some(path.file_name()?.to_str()?.to_owned())
 }
 
 fn listed(names: &[String]) -> String {
@@ -130,8 +167,7 @@ fn listed(names: &[String]) -> String {
 pub fn decide(host: &Host, question: &Question<'_>) -> Result<Option<Grant>, DeviceError> {
     let mut grant = Grant::default();
     for vendor in VENDORS {
-        let names = question.names(vendor.name());
-        if names || vendor.is_there(host) {
+        if vendor.is_there(host) || question.names(vendor.name()) {
             vendor.grant(host, question, &mut grant)?;
         }
     }

@@ -13,7 +13,9 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::path::Path;
 
+pub use super::cdi::name::QualifiedName;
 use super::{DeviceError, Grant};
 
 /// Most devices that a list may name; more is a mistake.
@@ -38,61 +40,6 @@ impl Request {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.gpus.is_none() && self.devices.is_empty() && self.explain.is_none()
-    }
-}
-
-/// A device as CDI names it: `vendor.com/class=name`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct QualifiedName {
-    /// `vendor.com`.
-    pub vendor: String,
-    /// `class`.
-    pub class: String,
-    /// `name`.
-    pub name: String,
-}
-
-impl QualifiedName {
-    /// Reads a name by the rules of CDI 1.1: each part begins and ends with a letter or digit (a name may begin with either, a vendor and a
-    /// class with a letter), and has besides them `_`, `-`, `.` and, in a name, `:`.
-    ///
-    /// # Errors
-    ///
-    /// What the parts should be.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        const EXPECTED: &str = "expected `vendor.com/class=name`";
-        let (kind, name) = text.split_once('=').ok_or(EXPECTED)?;
-        let (vendor, class) = kind.split_once('/').ok_or(EXPECTED)?;
-        let is_part = |part: &str, others: &[u8], letter: bool| {
-            let bytes = part.as_bytes();
-            let first = bytes.first().is_some_and(|byte| match letter {
-                true => byte.is_ascii_alphabetic(),
-                false => byte.is_ascii_alphanumeric(),
-            });
-            first
-                && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
-                && bytes
-                    .iter()
-                    .all(|byte| byte.is_ascii_alphanumeric() || others.contains(byte))
-        };
-        if is_part(vendor, b"_-.", true)
-            && is_part(class, b"_-.", true)
-            && is_part(name, b"_-.:", false)
-        {
-            Ok(Self {
-                vendor: vendor.to_owned(),
-                class: class.to_owned(),
-                name: name.to_owned(),
-            })
-        } else {
-            Err(EXPECTED.to_owned())
-        }
-    }
-}
-
-impl fmt::Display for QualifiedName {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}/{}={}", self.vendor, self.class, self.name)
     }
 }
 
@@ -291,6 +238,33 @@ impl Question<'_> {
         match (self.image)(name).map(text) {
             Some(value) => Ok(select(parse(name, &value)?, Source::Image(name), None)),
             None => Ok(select(Choice::Nothing, Source::Nobody, None)),
+        }
+    }
+
+    /// Whether a node that a description names is a GPU of the job, as far as its name tells: Slurm numbers those of NVIDIA as their nodes are.
+    ///
+    /// # Errors
+    ///
+    /// Why the job does not have it.
+    pub fn check_limit(&self, node: &Path) -> Result<(), String> {
+        let number = node
+            .to_str()
+            .and_then(|path| path.strip_prefix("/dev/nvidia"))
+            .filter(|number| number.parse::<u32>().is_ok());
+        let variables = Variables {
+            image: "NVIDIA_VISIBLE_DEVICES",
+            library: &[],
+        };
+        match (number, self.step(&variables)) {
+            (Some(number), Ok(Some((source, Choice::Names(names)))))
+                if !names.iter().any(|name| name == number) =>
+            {
+                Err(format!(
+                    "`{}` is not of this job: see {source}",
+                    node.display()
+                ))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -552,22 +526,6 @@ mod tests {
         assert_eq!(Choice::parse_option("device=0,2"), Ok(names(&["0", "2"])));
         for wrong in ["", ",", " "] {
             assert!(Choice::parse_option(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn qualified_names() {
-        let found = QualifiedName::parse("nvidia.com/gpu=0:1").unwrap();
-        assert_eq!(
-            (found.vendor.as_str(), found.name.as_str()),
-            ("nvidia.com", "0:1")
-        );
-        assert_eq!(found.to_string(), "nvidia.com/gpu=0:1");
-        for wrong in [
-            "", "a", "a/b", "a=b", "/b=c", "a/=c", "a/b=", "1a/b=c", "a/b=.c", "a/b/c=d", "a./b=c",
-            "a/b=c d",
-        ] {
-            assert!(QualifiedName::parse(wrong).is_err(), "{wrong}");
         }
     }
 }
