@@ -11,10 +11,16 @@
 //! The vocabulary is that of the Container Device Interface (CDI 1.1): what a vendor adds is what a CDI specification could say as
 //! `containerEdits`. Where no vendor finds anything on the host, all this costs one system call for each of them.
 
+pub mod amd;
 pub mod cdi;
+pub mod described;
+pub mod gaudi;
 pub mod grant;
 pub mod host;
 pub mod install;
+pub mod intel;
+mod libraries;
+mod listed;
 pub mod place;
 pub mod question;
 
@@ -57,6 +63,10 @@ pub trait Vendor: Sync {
 /// Every vendor, in the order in which they are asked.
 pub static VENDORS: &[&dyn Vendor] = &[
     &cdi::grant::Cdi,
+    &amd::Amd,
+    &intel::Intel,
+    &gaudi::Gaudi,
+    &described::Described,
 ];
 
 /// Why devices cannot be granted.
@@ -174,3 +184,6 @@ pub fn decide(host: &Host, question: &Question<'_>) -> Result<Option<Grant>, Dev
     question.require_answers(&grant)?;
     Ok((!grant.edits.is_empty() || question.request.explain.is_some()).then_some(grant))
 }
+
+#[cfg(test)]
+mod tests;
