@@ -12,6 +12,7 @@
 //! - [`manual`]: pages about topics, and the reference
 //! - [`observe`]: what starts and imports spend their time on, for logs and Prometheus
 //! - [`oci`]: bundles of the OCI runtime specification
+//! - [`slurm`]: the program's part of a step of Slurm
 //! - [`sys`]: the only place with `unsafe`
 
 pub mod bundle;
@@ -25,5 +26,6 @@ pub mod fuse;
 pub mod manual;
 pub mod observe;
 pub mod oci;
+pub mod slurm;
 pub mod sys;
 pub mod ui;

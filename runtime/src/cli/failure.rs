@@ -43,6 +43,16 @@ impl Failure {
         self
     }
 
+    /// What was done when it failed.
+    #[must_use]
+    pub fn during(mut self, phase: &'static str) -> Self {
+        self.error = Box::new(During {
+            phase,
+            source: self.error,
+        });
+        self
+    }
+
     /// The exit status to end with; see [`status`].
     #[must_use]
     pub fn with_status(mut self, status: u8) -> Self {
@@ -67,6 +77,14 @@ impl Failure {
     pub fn status(&self) -> Option<u8> {
         self.status
     }
+}
+
+/// An error, and what was done when it came.
+#[derive(Debug, thiserror::Error)]
+#[error("{phase} failed")]
+struct During {
+    phase: &'static str,
+    source: Box<dyn Error + Send + Sync>,
 }
 
 impl<E: Error + Send + Sync + 'static> From<E> for Failure {

@@ -63,7 +63,7 @@ pub(super) struct Args {
 }
 
 /// Where an image comes from; shared by the commands that take a URI.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(super) struct SourceOptions {
     /// Processor architecture, such as `amd64`, `arm64/v8` or `linux/arm64`; the machine's own when left out
     #[arg(short, long, alias = "platform", value_name = "ARCH")]
@@ -71,7 +71,7 @@ pub(super) struct SourceOptions {
 }
 
 /// How an image is made.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(super) struct ImageOptions {
     /// Compression: zstd[:1-22], lz4, gzip[:1-9], xz or none
     #[arg(long, value_name = "NAME")]

@@ -25,6 +25,7 @@ mod oci;
 mod remove;
 mod run;
 mod script;
+mod slurm;
 mod start;
 mod stored;
 mod version;
@@ -103,6 +104,8 @@ enum Command {
     Completions(completions::Args),
     Help(help::Args),
     Version(version::Args),
+    #[command(hide = true)]
+    Slurm(slurm::Args),
 }
 
 impl Command {
@@ -132,6 +135,7 @@ impl Command {
             Self::Completions(_) => ("completions", Activity::Other),
             Self::Help(_) => ("help", Activity::Other),
             Self::Version(_) => ("version", Activity::Other),
+            Self::Slurm(_) => ("slurm", Activity::Other),
         }
     }
 }
@@ -166,7 +170,19 @@ fn start_alone() -> clap::Command {
 fn parse() -> Cli {
     let mut arguments = std::env::args_os();
     let program = arguments.next();
-    if arguments.next().is_none_or(|first| first != "start") {
+    let first = arguments.next();
+    if first.as_deref().is_some_and(|first| first == "slurm") {
+        let words: Vec<_> = first.into_iter().chain(arguments).collect();
+        return match slurm::Args::of_step(&words) {
+            Some(args) => Cli {
+                verbose: false,
+                log_format: None,
+                command: Command::Slurm(args),
+            },
+            None => Cli::parse(),
+        };
+    }
+    if first.is_none_or(|first| first != "start") {
         return Cli::parse();
     }
     let dialect = Dialect::of_program(program.as_deref());
@@ -246,6 +262,7 @@ pub fn main() -> ExitCode {
             Command::Completions(args) => completions::run(&args),
             Command::Help(args) => help::run(&args),
             Command::Version(args) => version::run(args, &context),
+            Command::Slurm(args) => slurm::run(args, &context),
         }
     });
     if outcome.is_ok() {

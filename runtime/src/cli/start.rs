@@ -212,6 +212,7 @@ fn spec(
         environment,
         command,
         files,
+        without_entrypoint: false,
     })
 }
 
@@ -238,7 +239,7 @@ pub(super) fn program_status(error: &ProgramError) -> u8 {
     }
 }
 
-fn failure(error: StartError) -> Failure {
+pub(super) fn failure(error: StartError) -> Failure {
     let status = match &error {
         StartError::Program(error) => program_status(error),
         _ => status::SETUP,

@@ -166,14 +166,75 @@ pub fn join(request: &Request) -> Result<Infallible, JoinError> {
     Err(program::execute(&request.command, &environment, &[]).into())
 }
 
+/// What a container is to who wants to enter it later: descriptors, and what its program has.
+#[derive(Debug)]
+pub struct Handles {
+    /// Its namespaces, those that give the right to the others first.
+    pub namespaces: Vec<OwnedFd>,
+    /// Its root.
+    pub root: OwnedFd,
+    /// The working directory of the process.
+    pub directory: OwnedFd,
+    /// The environment of the process.
+    pub environment: Environment,
+    /// Whether the user is root inside.
+    pub root_inside: bool,
+    /// Whether changes of owners are faked, since there is one user only.
+    pub fakes_ownership: bool,
+}
+
+/// Takes what is needed to enter the container of a process later, even when the process is gone. Namespaces of process ids are left out:
+/// only children are in them.
+///
+/// # Errors
+///
+/// As [`join`].
+pub fn handles(pid: u32) -> Result<Handles, JoinError> {
+    let target = Target::open(pid)?;
+    let differing = target.namespaces()?;
+    let mut namespaces = Vec::new();
+    for (name, kind) in KINDS {
+        if differing.contains(kind) && kind != ThreadNameSpaceType::PROCESS_ID {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let opened = rustix::fs::openat(&target.directory, name, flags, Mode::empty());
+            namespaces.push(opened.map_err(|error| target.failed(name)(error.into()))?);
+        }
+    }
+    let map = target.read("uid_map")?;
+    let map = String::from_utf8_lossy(&map);
+    let handles = Handles {
+        namespaces,
+        root: target.directory("root")?,
+        directory: target.directory("cwd")?,
+        environment: target.environment()?,
+        root_inside: map.split_ascii_whitespace().next() == Some("0"),
+        fakes_ownership: is_single_id(&map),
+    };
+    target.check_alive()?;
+    Ok(handles)
+}
+
 /// Whether the user namespace of this process has one user only, as an ordinary user's has: then changes of owners are faked, as for
 /// the container's own program. Read where the container's `/proc` is; without one, the answer is the usual one.
 fn has_single_id() -> bool {
-    fs::read_to_string("/proc/self/uid_map").map_or(true, |map| {
-        let mut fields = map.split_ascii_whitespace();
-        fields.nth(2) == Some("1") && fields.next().is_none()
-    })
+    fs::read_to_string("/proc/self/uid_map").map_or(true, |map| is_single_id(&map))
 }
+
+fn is_single_id(map: &str) -> bool {
+    let mut fields = map.split_ascii_whitespace();
+    fields.nth(2) == Some("1") && fields.next().is_none()
+}
+
+/// Files of a process's directory of `/proc`, and the namespaces that they are. The user namespace gives the right to the others.
+const KINDS: [(&str, ThreadNameSpaceType); 7] = [
+    ("ns/user", ThreadNameSpaceType::USER),
+    ("ns/mnt", ThreadNameSpaceType::MOUNT),
+    ("ns/pid", ThreadNameSpaceType::PROCESS_ID),
+    ("ns/net", ThreadNameSpaceType::NETWORK),
+    ("ns/ipc", ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION),
+    ("ns/uts", ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME),
+    ("ns/cgroup", ThreadNameSpaceType::CONTROL_GROUP),
+];
 
 /// The process whose container is joined.
 struct Target {
@@ -255,15 +316,6 @@ impl Target {
 
     /// The namespaces that it does not share with us. Its user namespace must be one that we have made.
     fn namespaces(&self) -> Result<ThreadNameSpaceType, JoinError> {
-        const KINDS: [(&str, ThreadNameSpaceType); 7] = [
-            ("ns/user", ThreadNameSpaceType::USER),
-            ("ns/mnt", ThreadNameSpaceType::MOUNT),
-            ("ns/pid", ThreadNameSpaceType::PROCESS_ID),
-            ("ns/net", ThreadNameSpaceType::NETWORK),
-            ("ns/ipc", ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION),
-            ("ns/uts", ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME),
-            ("ns/cgroup", ThreadNameSpaceType::CONTROL_GROUP),
-        ];
         let mut differing = ThreadNameSpaceType::empty();
         for (name, kind) in KINDS {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;

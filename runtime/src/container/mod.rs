@@ -52,4 +52,4 @@ pub mod userns_help;
 pub mod usual;
 pub mod view;
 
-pub use start::{Root, Spec, StartError, start};
+pub use start::{Ready, Root, Spec, StartError, prepare, start};

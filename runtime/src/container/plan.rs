@@ -142,6 +142,9 @@ impl Plan {
         if spec.rc.is_some() {
             facts.start = Start::Script;
         }
+        if spec.without_entrypoint {
+            facts.start = Start::Command;
+        }
         let read = |path| {
             view.read(Path::new(path), MAX_ACCOUNTS)
                 .map(Option::unwrap_or_default)

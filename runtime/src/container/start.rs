@@ -65,6 +65,19 @@ pub struct Spec {
     pub command: Vec<OsString>,
     /// Open files that the program gets besides standard input, output and error.
     pub files: Vec<RawFd>,
+    /// Whether the command line is executed as it is, without the image's entrypoint and its command script.
+    pub without_entrypoint: bool,
+}
+
+/// A container that is ready: this process is in it, and could become its program.
+#[derive(Debug)]
+pub struct Ready {
+    /// What the image and the specification say about the program.
+    pub(crate) plan: Plan,
+    /// Whether the user is root inside.
+    pub root_inside: bool,
+    /// Whether changes of owners are faked, since there is one user only.
+    pub fakes_ownership: bool,
 }
 
 /// What becomes the root file system.
@@ -170,6 +183,30 @@ pub fn start(
     tell: &dyn Fn(&str),
     warn: &dyn Fn(&str),
 ) -> Result<Infallible, StartError> {
+    let Ready {
+        mut plan,
+        root_inside,
+        fakes_ownership,
+    } = prepare(spec, config, tell, warn)?;
+    sys::process::close_on_exec_but(&spec.files).map_err(StartError::CloseFiles)?;
+    privileges::give_up(root_inside, fakes_ownership)?;
+    if config.login_shell {
+        plan.line = login::line(&plan.line, &plan.environment);
+    }
+    Err(program::execute(&plan.line, &plan.environment, &plan.absent).into())
+}
+
+/// Makes a container and moves the calling process into it, up to the point at which it would become the program.
+///
+/// # Errors
+///
+/// As [`start`].
+pub fn prepare(
+    spec: &Spec,
+    config: &Config,
+    tell: &dyn Fn(&str),
+    warn: &dyn Fn(&str),
+) -> Result<Ready, StartError> {
     observe::begin(Phase::Mount);
     // Who we are, here and inside. The host's databases must be asked before the namespaces change.
     let (uid, gid) = (
@@ -387,12 +424,11 @@ pub fn start(
     observe::ready();
     rustix::process::umask(umask);
     sys::sigpipe::restore();
-    sys::process::close_on_exec_but(&spec.files).map_err(StartError::CloseFiles)?;
-    privileges::give_up(inner_uid == 0, matches!(map, IdMap::Single { .. }))?;
-    if config.login_shell {
-        plan.line = login::line(&plan.line, &plan.environment);
-    }
-    Err(program::execute(&plan.line, &plan.environment, &plan.absent).into())
+    Ok(Ready {
+        plan,
+        root_inside: inner_uid == 0,
+        fakes_ownership: matches!(map, IdMap::Single { .. }),
+    })
 }
 
 /// A command script as a detached mount of a file.

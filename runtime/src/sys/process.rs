@@ -6,7 +6,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A child without exit signal, to be waited for by [`Helper::wait`].
@@ -194,6 +194,26 @@ pub fn close_on_exec_but(keep: &[RawFd]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A file that whoever executed this program has opened for it, by its number, as a copy.
+///
+/// # Errors
+///
+/// EBADF where it is not open.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: makes a new descriptor, or fails.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new, so nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Ends the process at once: see [`exit_now`].
+pub fn exit(status: i32) -> ! {
+    exit_now(status)
 }
 
 /// Whether a file descriptor is open.

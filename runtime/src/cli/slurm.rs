@@ -1,0 +1,532 @@
+//! `cista slurm`: what the plugin of Slurm executes; see [`crate::slurm`]. Hidden, since nobody types it.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use cista_images::cancel::Cancel;
+use rustix::thread::UnshareFlags;
+
+use super::import::{ImageOptions, SourceOptions};
+use super::{Context, Failure, Outcome, start, stored};
+use crate::config::{self, Config};
+use crate::container::additions::Additions;
+use crate::container::environment::Environment;
+use crate::container::identity_map::{self, IdMap};
+use crate::container::join::{self, Handles};
+use crate::container::named::{Container, ContainerError, Creation};
+use crate::container::plan::Plan;
+use crate::container::rootfs::Rootfs;
+use crate::container::view::View;
+use crate::container::{Root, Spec, accounts, export, named, running, standard};
+use crate::devices;
+use crate::slurm::answer::Answer;
+use crate::slurm::build::{self, BuildError, Construction};
+use crate::slurm::request::{ImageSource, Mode, Request};
+use crate::slurm::{channel, entrypoint};
+use crate::{sys, ui};
+
+/// The file that says what is asked for.
+const REQUEST: RawFd = 3;
+/// The socket on which tasks ask.
+const TASKS: RawFd = 4;
+
+/// Parts of steps of Slurm
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Hold the container of a step
+    Step(StepArgs),
+    /// Remove what a job has left: containers that belong to it
+    Epilog(EpilogArgs),
+}
+
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct StepArgs {
+    /// The image that the URI was resolved to
+    #[arg(long, value_name = "FILE")]
+    resolved: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct EpilogArgs {
+    /// The job; that of the environment when left out
+    #[arg(value_name = "JOB")]
+    job: Option<u32>,
+}
+
+impl Args {
+    /// The words of `cista slurm step` without a description of all commands, which takes longer to build than a start has time for.
+    pub(super) fn of_step(words: &[OsString]) -> Option<Self> {
+        let step = |resolved| Self {
+            command: Command::Step(StepArgs { resolved }),
+        };
+        match words {
+            [slurm, word] if slurm == "slurm" && word == "step" => Some(step(None)),
+            [slurm, word, option, path]
+                if slurm == "slurm" && word == "step" && option == "--resolved" =>
+            {
+                Some(step(Some(path.into())))
+            }
+            _ => None,
+        }
+    }
+}
+
+pub(super) fn run(args: Args, context: &Context) -> Outcome {
+    match args.command {
+        Command::Step(args) => step(args, context),
+        Command::Epilog(args) => epilog(&args, context),
+    }
+}
+
+/// A file that the plugin should have opened.
+#[derive(Debug, thiserror::Error)]
+#[error("file {file} is not what the plugin of Slurm opens")]
+struct NoFile {
+    file: RawFd,
+    source: io::Error,
+}
+
+/// What is asked for cannot be had, for a reason that only a step has.
+#[derive(Debug, thiserror::Error)]
+enum StepError {
+    #[error("container `{name}` exists already, and is to be created")]
+    Exists { name: String },
+    #[error("container `{name}` is not running")]
+    NotRunning { name: String },
+    #[error("there is no container `{name}`, and no image to make it of")]
+    NoImage { name: String },
+    #[error("cannot execute `/proc/self/exe`")]
+    Again(#[source] io::Error),
+    #[error("cannot pass the container on to the tasks")]
+    Answer(#[source] io::Error),
+}
+
+fn step(args: StepArgs, context: &Context) -> Outcome {
+    let began = Instant::now();
+    // Nothing that is executed gets the plugin's files.
+    sys::process::close_on_exec_but(&[])?;
+    let open = |file| {
+        sys::process::inherited(file).map_err(|source| {
+            Failure::new(NoFile { file, source })
+                .with_hint("`cista slurm step` is executed by the plugin `spank_cista.so` only")
+        })
+    };
+    let (request, tasks) = (open(REQUEST)?, open(TASKS)?);
+    let request = Request::read(request)?;
+    let mut step = Step {
+        config: config_for(&request, &context.config),
+        context,
+        request,
+    };
+    let found = step.find()?;
+    let (handles, image, keeper) = match found {
+        Found::Running(container, pid) => (
+            step.join(&container, pid)?,
+            "running container".to_owned(),
+            Keeper::default(),
+        ),
+        Found::Stopped(container) => step.start_named(container)?,
+        Found::Nothing => step.start_new(&tasks, args.resolved)?,
+    };
+    let environment = config::host_variable;
+    let is_own = |name: &OsStr| is_of_task(name, &environment);
+    let answer = Answer::new(handles, &is_own).map_err(StepError::Answer)?;
+    ui::message(format_args!(
+        "verbose: container ready in {} ms ({image})",
+        began.elapsed().as_millis()
+    ));
+    step.serve(&tasks, &answer, &keeper);
+    keeper.clean_up();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The settings, with what the step asks for.
+fn config_for(request: &Request, config: &Config) -> Config {
+    let mut config = config.clone();
+    config.writable = request.writable.unwrap_or(config.writable);
+    config.remap_root = request.remap_root.unwrap_or(config.remap_root);
+    config.mount_home = request.mount_home.unwrap_or(config.mount_home);
+    // The tasks are slurmstepd's children, and only children are in another namespace of process ids.
+    config.namespaces.pid = false;
+    config.slurm_pmi = true;
+    config
+}
+
+/// Whether a variable is for each task to have: what Slurm sets for it, or what the job has set where a guess would stand otherwise.
+fn is_of_task(name: &OsStr, host: &dyn Fn(&OsStr) -> Option<OsString>) -> bool {
+    let bytes = name.as_encoded_bytes();
+    let is_slurms = [&b"SLURM_"[..], b"SLURMD_", b"PMI_", b"PMIX_"]
+        .iter()
+        .any(|prefix| bytes.starts_with(prefix));
+    let guessed = [
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "WORLD_SIZE",
+        "RANK",
+        "LOCAL_RANK",
+        "OMP_NUM_THREADS",
+    ];
+    (is_slurms || guessed.iter().any(|guess| name == *guess)) && host(name).is_some()
+}
+
+/// What is there of the container that is asked for.
+enum Found {
+    /// It runs; one of its processes.
+    Running(Container, u32),
+    /// It is there.
+    Stopped(Container),
+    /// It is to be made.
+    Nothing,
+}
+
+/// What the holder has to do when the step has ended.
+#[derive(Default)]
+struct Keeper {
+    /// The container that is saved.
+    saved: Option<Container>,
+    /// The container that is removed.
+    removed: Option<Container>,
+}
+
+impl Keeper {
+    fn clean_up(self) {
+        if let Some(container) = self.removed
+            && let Err(error) = container.remove()
+        {
+            ui::warning(ui::chain(&error));
+        }
+    }
+}
+
+/// A step.
+struct Step<'a> {
+    request: Request,
+    config: Config,
+    context: &'a Context,
+}
+
+impl Step<'_> {
+    fn tells(&self) -> bool {
+        self.request.tasks <= 1
+    }
+
+    /// Looks for a container of the name.
+    fn find(&self) -> Result<Found, Failure> {
+        let Some(given) = &self.request.name else {
+            return Ok(Found::Nothing);
+        };
+        let name = given.to_string_lossy().into_owned();
+        let mode = self.request.mode;
+        let container =
+            match Container::open(&self.config.data_path, &self.request.container_name()) {
+                Ok(container) => container,
+                Err(ContainerError::NotFound { .. }) if mode == Mode::Exec => {
+                    return Err(StepError::NotRunning { name }.into());
+                }
+                Err(ContainerError::NotFound { .. }) if self.request.image.is_some() => {
+                    return Ok(Found::Nothing);
+                }
+                Err(ContainerError::NotFound { .. }) => {
+                    return Err(Failure::new(StepError::NoImage { name })
+                        .with_hint("`--container-image` names one"));
+                }
+                Err(error) => return Err(error.into()),
+            };
+        if mode == Mode::Create {
+            return Err(Failure::new(StepError::Exists { name })
+                .with_hint("`--container-name=NAME` uses it, another name makes another"));
+        }
+        let root = Root::Container(container.clone());
+        let process = match mode {
+            Mode::NoExec => None,
+            _ => running::processes(std::slice::from_ref(&root))
+                .into_iter()
+                .next(),
+        };
+        match process {
+            Some((_, process)) => Ok(Found::Running(container, process.pid)),
+            None if mode == Mode::Exec => Err(StepError::NotRunning { name }.into()),
+            None => Ok(Found::Stopped(container)),
+        }
+    }
+
+    /// The container of a process of another step, with the environment that it would have been started with.
+    fn join(&self, container: &Container, pid: u32) -> Result<Handles, Failure> {
+        let ignored = [
+            ("--container-mounts", !self.request.mounts.is_empty()),
+            (
+                "--container-unshare",
+                self.request.unshare != Default::default(),
+            ),
+            ("--container-writable", self.request.writable == Some(true)),
+        ];
+        for (option, _) in ignored.iter().filter(|(_, given)| *given) {
+            ui::warning(format_args!(
+                "{option} is ignored, since the container runs already"
+            ));
+        }
+        let mut handles = join::handles(pid)?;
+        let spec = self.spec(Root::Container(container.clone()))?;
+        let rootfs = Rootfs::new(handles.root.try_clone()?);
+        let (uid, gid) = (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
+        let mut identity = accounts::host_identity(uid, gid);
+        if handles.root_inside {
+            identity = accounts::root_identity(identity.user.shell);
+        }
+        let view = View::Mounted(&rootfs);
+        let plan = Plan::for_view(&spec, view, &identity, container.is_adapted())?;
+        let mut environment: Environment = plan.environment;
+        for (name, value) in &plan.login {
+            environment.set_default(name, value);
+        }
+        handles.environment = environment;
+        let path = self.request.workdir.clone().or(plan.working_directory);
+        if let Some(path) = path {
+            let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY;
+            let opened = rootfs.open(&path, flags);
+            handles.directory = opened.map_err(|source| BuildError::Directory { path, source })?;
+        }
+        Ok(handles)
+    }
+
+    fn start_named(&self, container: Container) -> Result<(Handles, String, Keeper), Failure> {
+        let shown = format!("container {}", container.name.display());
+        let handles = self.build(Root::Container(container.clone()))?;
+        let keeper = Keeper {
+            saved: Some(container),
+            removed: None,
+        };
+        Ok((handles, shown, keeper))
+    }
+
+    /// Gets the image, and makes the container of it: on disk where it has a name, or is to be saved.
+    fn start_new(
+        &mut self,
+        tasks: &OwnedFd,
+        resolved: Option<PathBuf>,
+    ) -> Result<(Handles, String, Keeper), Failure> {
+        let image = self.image(tasks, resolved)?;
+        let shown = format!("image {}", image.display());
+        if self.request.name.is_none() && self.request.save.is_none() {
+            let handles = self.build(Root::Image(image))?;
+            return Ok((handles, shown, Keeper::default()));
+        }
+        let name = self.request.container_name();
+        let creation = Creation {
+            data_path: &self.config.data_path,
+            name: &name,
+            image: &image,
+            replace: false,
+            unpack: false,
+            threads: self.config.max_processors(),
+            cancel: &Cancel::new(),
+        };
+        match named::create(&creation) {
+            // Another step was as quick.
+            Err(ContainerError::Exists { .. })
+                if self.request.name.is_some() && self.request.mode != Mode::Create => {}
+            Err(error) => return Err(Failure::from(error).during("preparing the container")),
+            Ok(()) => {}
+        }
+        let container = Container::open(&self.config.data_path, &name)?;
+        if self.request.name.is_none() {
+            // What is saved is what the tasks have changed.
+            self.config.writable = self.request.writable.unwrap_or(true);
+        }
+        let keeper = Keeper {
+            saved: Some(container.clone()),
+            removed: self.request.name.is_none().then(|| container.clone()),
+        };
+        match self.build(Root::Container(container)) {
+            Ok(handles) => Ok((handles, shown, keeper)),
+            Err(failure) => {
+                keeper.clean_up();
+                Err(failure)
+            }
+        }
+    }
+
+    /// The image file: as it was named, or in the store. This process executes itself again after an import, which has threads.
+    fn image(&self, tasks: &OwnedFd, resolved: Option<PathBuf>) -> Result<PathBuf, Failure> {
+        if let Some(path) = resolved {
+            return Ok(path);
+        }
+        let uri = match self.request.source() {
+            Some(ImageSource::File(path)) => return Ok(path),
+            Some(ImageSource::Uri(uri)) => uri,
+            None => return Err(Failure::new(io::Error::other("no image is asked for"))),
+        };
+        let tasks = tasks.try_clone()?;
+        std::thread::spawn(move || {
+            channel::wait_until_closed(&tasks);
+            // Whoever wanted the image is gone. What has arrived of it stays in the store; an image file appears whole or not at all.
+            std::process::exit(1);
+        });
+        if self.tells() {
+            ui::message(format_args!("importing docker image: {uri}"));
+        }
+        let wanted = stored::Wanted {
+            uri: &uri,
+            source: &SourceOptions::default(),
+            image: &ImageOptions::default(),
+            quiet: !self.tells(),
+        };
+        let path = stored::prepare(&wanted, self.context)
+            .map_err(|failure| failure.during("importing the image"))?;
+        if self.tells() {
+            ui::message(format_args!("imported docker image: {uri}"));
+        }
+        sys::process::close_on_exec_but(&[REQUEST, TASKS])?;
+        let words = ["cista", "slurm", "step", "--resolved"].map(OsString::from);
+        let words = words
+            .into_iter()
+            .chain([path.into_os_string()])
+            .map(|word| std::ffi::CString::new(word.into_encoded_bytes()))
+            .collect::<Result<Vec<_>, _>>()?;
+        Err(StepError::Again(sys::again::execute(&words)).into())
+    }
+
+    fn spec(&self, root: Root) -> Result<Spec, Failure> {
+        let mut mounts = self.request.entries()?;
+        if let Some(script) = &self.request.script {
+            mounts.extend(build::script_mount(script));
+        }
+        let mut files = Vec::new();
+        let additions = Additions::load(&self.config.sources)?;
+        files.extend(standard::pmi_file(&self.config, &additions));
+        Ok(Spec {
+            root,
+            writable: self.config.writable,
+            remap_root: self.config.remap_root,
+            namespaces: self.request.unshare.or(self.config.namespaces),
+            mounts,
+            additions,
+            devices: devices::Request::default(),
+            script: None,
+            rc: None,
+            environment: self.request.environment.clone(),
+            command: if self.request.entrypoint {
+                entrypoint::command_line()
+            } else {
+                self.request.command.clone()
+            },
+            files,
+            without_entrypoint: !self.request.entrypoint,
+        })
+    }
+
+    fn build(&self, root: Root) -> Result<Handles, Failure> {
+        let spec = self.spec(root)?;
+        let during = "starting the container";
+        let built = build::build(
+            &Construction {
+                spec: &spec,
+                config: &self.config,
+                directory: self.request.workdir.as_deref(),
+                entrypoint_log: self.request.entrypoint_log,
+                tell: &|text| ui::message(format_args!("verbose: {text}")),
+                warn: &|text| ui::warning(text),
+            },
+            &|error| ui::failure(&failure(error).during(during)),
+        );
+        match built.map_err(|error| failure(error).during(during))? {
+            Some(handles) => Ok(handles),
+            // It was shown where it happened.
+            None => sys::process::exit(1),
+        }
+    }
+
+    /// Answers until the step is over.
+    fn serve(&self, tasks: &OwnedFd, answer: &Answer, keeper: &Keeper) {
+        let files: Vec<BorrowedFd<'_>> = answer.files.iter().map(|file| file.as_fd()).collect();
+        while let Some((letter, sockets)) = channel::receive(tasks) {
+            let Some(socket) = sockets.first() else {
+                continue;
+            };
+            // A task that is gone needs no answer.
+            let _ = match letter {
+                channel::JOIN => channel::send(socket, channel::YES, &files),
+                channel::SAVE if self.save(keeper) => channel::send(socket, channel::YES, &[]),
+                _ => channel::send(socket, channel::NO, &[]),
+            };
+        }
+    }
+
+    /// Saves the container; true where that was done.
+    fn save(&self, keeper: &Keeper) -> bool {
+        let (Some(container), Some(path)) = (&keeper.saved, &self.request.save) else {
+            return false;
+        };
+        // In a process of its own, since that of a container's files is one of a namespace, with threads.
+        let saved = sys::process::spawn_helper(|| {
+            if !rustix::process::geteuid().is_root() {
+                // As root of a namespace the owner of a file can read it whatever its permissions are.
+                let map = IdMap::Single { uid: 0, gid: 0 };
+                let _ = identity_map::enter(map, UnshareFlags::empty());
+            }
+            match save(container, path, self.config.max_processors()) {
+                Ok(()) => 0,
+                Err(failure) => {
+                    ui::failure(&failure.during("saving the container"));
+                    1
+                }
+            }
+        });
+        let saved = saved
+            .and_then(sys::process::Helper::wait)
+            .is_ok_and(|status| status == 0);
+        if saved && self.tells() {
+            ui::message(format_args!("saved the container to `{}`", path.display()));
+        }
+        saved
+    }
+}
+
+fn save(container: &Container, path: &Path, threads: usize) -> Result<(), Failure> {
+    export::export(container, path, true, threads, &Cancel::new())?;
+    Ok(())
+}
+
+fn failure(error: BuildError) -> Failure {
+    match error {
+        BuildError::Start(error) => start::failure(error),
+        BuildError::Entrypoint(error) => {
+            Failure::new(error).with_hint("`--no-container-entrypoint` does without it")
+        }
+        error => error.into(),
+    }
+}
+
+fn epilog(args: &EpilogArgs, context: &Context) -> Outcome {
+    let of_environment = || {
+        config::host_variable(OsStr::new("SLURM_JOB_ID"))?
+            .to_str()?
+            .parse()
+            .ok()
+    };
+    let job: u32 = args.job.or_else(of_environment).ok_or_else(|| {
+        Failure::new(io::Error::other("there is no job"))
+            .with_hint("name it, or let Slurm execute this as a part of its epilog")
+    })?;
+    let prefixes = [format!("pyxis_{job}_"), format!("pyxis_{job}.")];
+    for name in named::names(&context.config.data_path)? {
+        let text = name.to_string_lossy();
+        if prefixes.iter().any(|prefix| text.starts_with(prefix)) {
+            Container::open(&context.config.data_path, &name)?.remove()?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,97 @@
+//! The plugin in srun, sbatch and salloc, and what is the same in slurmstepd: options are registered, taken and checked.
+
+use std::ffi::{OsStr, OsString, c_int};
+use std::sync::OnceLock;
+
+use crate::arguments::Arguments;
+use crate::ffi::slurm::{self, Context, Spank, SpankOption};
+use crate::options::OPTIONS;
+use crate::state;
+
+/// The options as Slurm takes them.
+struct Table(Vec<SpankOption>);
+
+/// The plugin was loaded.
+pub(crate) fn init(spank: &Spank, arguments: &[OsString]) -> Result<(), ()> {
+    let context = slurm::context();
+    if context == Context::Other {
+        return Ok(());
+    }
+    let arguments = Arguments::parse(arguments);
+    if let (Err(problem), Context::Local | Context::Allocator) = (&arguments, context) {
+        slurm::error(&format!("cista: {problem}"));
+    }
+    let has_options = context != Context::Allocator
+        || arguments
+            .as_ref()
+            .is_ok_and(|arguments| arguments.sbatch_support);
+    state::with(|state| state.arguments = Some(arguments));
+    if !has_options {
+        return Ok(());
+    }
+    for option in table() {
+        if !spank.register(option) {
+            slurm::error("cista: Slurm does not take the options of the plugin");
+            // Without options nobody asks for a container.
+            return if context == Context::Remote {
+                Ok(())
+            } else {
+                Err(())
+            };
+        }
+    }
+    Ok(())
+}
+
+fn table() -> &'static [SpankOption] {
+    static TABLE: OnceLock<Table> = OnceLock::new();
+    &TABLE
+        .get_or_init(|| {
+            let options = OPTIONS.iter().zip(0..);
+            Table(
+                options
+                    .map(|(option, number)| SpankOption::new(option, number))
+                    .collect(),
+            )
+        })
+        .0
+}
+
+/// An option was given on the command line; in slurmstepd, it comes with the step.
+pub(crate) fn option_given(number: c_int, argument: Option<&OsStr>) -> Result<(), ()> {
+    let number = usize::try_from(number).map_err(|_| ())?;
+    state::with(|state| match state.options.take(number, argument) {
+        Ok(()) => Ok(()),
+        Err(problem) if slurm::context() == Context::Remote => {
+            state.refused.get_or_insert(problem);
+            Ok(())
+        }
+        Err(problem) => {
+            slurm::error(&format!("cista: {problem}"));
+            Err(())
+        }
+    })
+}
+
+/// All options were given: the variables count for what they left out.
+pub(crate) fn check() -> Result<(), ()> {
+    state::with(|state| {
+        if let Err(problem) = state.options.take_variables(&slurm::host_variable) {
+            slurm::error(&format!("cista: {problem}"));
+            return Err(());
+        }
+        if state.options.wants_container() {
+            // With wrong settings no container can be had, and the tasks would only say so later.
+            return match &state.arguments {
+                Some(Ok(_)) => Ok(()),
+                _ => Err(()),
+            };
+        }
+        for option in state.options.without_meaning() {
+            slurm::error(&format!(
+                "cista: {option} is ignored, since neither --container-image nor --container-name is given"
+            ));
+        }
+        Ok(())
+    })
+}

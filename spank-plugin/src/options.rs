@@ -1,0 +1,695 @@
+//! What the user asks for: the options of srun, sbatch and salloc, and the variables that stand for them.
+//!
+//! All that can be said about a value without the node it is for is said here, so that srun refuses it before anything is queued. Slurm calls
+//! the plugin more than once with the same option (in srun, and in slurmstepd): a value that is repeated is no error, two values are.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+
+use crate::arguments::switch;
+
+/// An option of the command line.
+pub(crate) struct Description {
+    /// Its name, without dashes.
+    pub(crate) name: &'static std::ffi::CStr,
+    /// What its argument is called; None where it has none.
+    pub(crate) argument: Option<&'static std::ffi::CStr>,
+    /// Its help.
+    pub(crate) help: &'static std::ffi::CStr,
+    /// What it means.
+    meaning: Meaning,
+}
+
+/// What an option means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    Text(Text),
+    List(List),
+    Switch(Switch, bool),
+}
+
+/// Options with one value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Text {
+    Image,
+    Workdir,
+    Name,
+    Save,
+}
+
+/// Options with several values, which add up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum List {
+    Mounts,
+    Environment,
+    Unshare,
+}
+
+/// Options without a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Switch {
+    MountHome,
+    RemapRoot,
+    Entrypoint,
+    EntrypointLog,
+    Writable,
+}
+
+macro_rules! descriptions {
+    ($($name:literal $argument:expr, $meaning:expr, $help:literal;)*) => {
+        &[$(Description { name: $name, argument: $argument, help: $help, meaning: $meaning }),*]
+    };
+}
+
+/// The options, in the order of `--help`.
+pub(crate) static OPTIONS: &[Description] = descriptions! {
+    c"container-image" Some(c"[USER@][REGISTRY#]IMAGE[:TAG]|PATH"), Meaning::Text(Text::Image),
+        c"[cista] image of the container: in a registry, an image file (a path begins with / or .), or any URI of `cista import`";
+    c"container-mounts" Some(c"SRC:DST[:FLAGS][,SRC:DST...]"), Meaning::List(List::Mounts),
+        c"[cista] directories and files of the node to mount, flags joined by +, such as ro+nosuid; SRC alone stays where it is; tmpfs:DST mounts an empty one in memory, umount:DST unmounts";
+    c"container-workdir" Some(c"PATH"), Meaning::Text(Text::Workdir),
+        c"[cista] working directory in the container; the image's when left out";
+    c"container-name" Some(c"NAME[:auto|create|exec|no_exec]"), Meaning::Text(Text::Name),
+        c"[cista] name under which the container stays on the node; one that runs is joined, one that is there is started, otherwise it is made of the image. create: it must be new; exec: it must run; no_exec: do not join";
+    c"container-save" Some(c"PATH"), Meaning::Text(Text::Save),
+        c"[cista] image file into which the container is saved when its tasks have ended";
+    c"container-mount-home" None, Meaning::Switch(Switch::MountHome, true),
+        c"[cista] mount your home directory";
+    c"no-container-mount-home" None, Meaning::Switch(Switch::MountHome, false),
+        c"[cista] do not mount your home directory";
+    c"container-remap-root" None, Meaning::Switch(Switch::RemapRoot, true),
+        c"[cista] be root in the container, which gives no right outside it";
+    c"no-container-remap-root" None, Meaning::Switch(Switch::RemapRoot, false),
+        c"[cista] be yourself in the container";
+    c"container-entrypoint" None, Meaning::Switch(Switch::Entrypoint, true),
+        c"[cista] execute the image's entrypoint before the tasks";
+    c"no-container-entrypoint" None, Meaning::Switch(Switch::Entrypoint, false),
+        c"[cista] do not execute the image's entrypoint";
+    c"container-entrypoint-log" None, Meaning::Switch(Switch::EntrypointLog, true),
+        c"[cista] show what the entrypoint prints";
+    c"container-writable" None, Meaning::Switch(Switch::Writable, true),
+        c"[cista] make the container's root file system writable";
+    c"container-readonly" None, Meaning::Switch(Switch::Writable, false),
+        c"[cista] make the container's root file system read-only";
+    c"container-env" Some(c"NAME[,NAME...]"), Meaning::List(List::Environment),
+        c"[cista] variables of the job that win over those of the image, also for the entrypoint";
+    c"container-unshare" Some(c"NAMESPACE[,NAMESPACE...]"), Meaning::List(List::Unshare),
+        c"[cista] what the container does not share with the node: net, ipc, uts";
+};
+
+/// The variables that stand for options. Of the two prefixes the first wins.
+const PREFIXES: [&str; 2] = ["CISTA_CONTAINER_", "PYXIS_CONTAINER_"];
+const VARIABLES: [(&str, Meaning); 13] = [
+    ("IMAGE", Meaning::Text(Text::Image)),
+    ("MOUNTS", Meaning::List(List::Mounts)),
+    ("WORKDIR", Meaning::Text(Text::Workdir)),
+    ("NAME", Meaning::Text(Text::Name)),
+    ("SAVE", Meaning::Text(Text::Save)),
+    ("MOUNT_HOME", Meaning::Switch(Switch::MountHome, true)),
+    ("REMAP_ROOT", Meaning::Switch(Switch::RemapRoot, true)),
+    ("ENTRYPOINT", Meaning::Switch(Switch::Entrypoint, true)),
+    (
+        "ENTRYPOINT_LOG",
+        Meaning::Switch(Switch::EntrypointLog, true),
+    ),
+    ("WRITABLE", Meaning::Switch(Switch::Writable, true)),
+    ("READONLY", Meaning::Switch(Switch::Writable, false)),
+    ("ENV", Meaning::List(List::Environment)),
+    ("UNSHARE", Meaning::List(List::Unshare)),
+];
+
+/// Longest value, in bytes: more than the kernel takes as a path.
+const MAX_VALUE: usize = 64 << 10;
+
+/// Namespaces that a container can have of its own.
+const NAMESPACES: [&str; 3] = ["net", "ipc", "uts"];
+
+/// What may stand behind the name of a container.
+const MODES: [&str; 4] = ["auto", "create", "exec", "no_exec"];
+
+/// What was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// The image, as it was given.
+    pub(crate) image: Option<OsString>,
+    /// The mounts, `SRC[:DST[:FLAGS]]`.
+    pub(crate) mounts: Vec<OsString>,
+    /// The working directory.
+    pub(crate) workdir: Option<OsString>,
+    /// The name, with its mode where that was given.
+    pub(crate) name: Option<OsString>,
+    /// Where to save.
+    pub(crate) save: Option<OsString>,
+    /// Whether the home directory is mounted.
+    pub(crate) mount_home: Option<bool>,
+    /// Whether the user is root inside.
+    pub(crate) remap_root: Option<bool>,
+    /// Whether the entrypoint is executed.
+    pub(crate) entrypoint: Option<bool>,
+    /// Whether its output is shown.
+    pub(crate) entrypoint_log: Option<bool>,
+    /// Whether the root can be written to.
+    pub(crate) writable: Option<bool>,
+    /// Names of variables.
+    pub(crate) environment: BTreeSet<OsString>,
+    /// Namespaces.
+    pub(crate) unshare: BTreeSet<OsString>,
+}
+
+impl Options {
+    /// Takes an option of the command line: its place in [`OPTIONS`] and its argument.
+    ///
+    /// # Errors
+    ///
+    /// A text for the user.
+    pub(crate) fn take(&mut self, number: usize, argument: Option<&OsStr>) -> Result<(), String> {
+        let option = OPTIONS.get(number).ok_or("unknown option")?;
+        let shown = format!("--{}", option.name.to_string_lossy());
+        match option.meaning {
+            Meaning::Switch(which, value) => self.turn(&shown, which, value),
+            Meaning::Text(which) => self.set(&shown, which, argument.unwrap_or_default()),
+            Meaning::List(which) => self.add(&shown, which, argument.unwrap_or_default()),
+        }
+    }
+
+    /// Takes the variables for what the command line left out.
+    ///
+    /// # Errors
+    ///
+    /// A text for the user.
+    pub(crate) fn take_variables(
+        &mut self,
+        variable: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<(), String> {
+        let given = self.clone();
+        // Whether the root can be written to may be said by two variables, which must agree.
+        for (suffix, meaning) in VARIABLES {
+            let found = PREFIXES.iter().find_map(|prefix| {
+                let name = format!("{prefix}{suffix}");
+                variable(&name).map(|value| (name, value))
+            });
+            let Some((name, value)) = found else {
+                continue;
+            };
+            match meaning {
+                Meaning::Text(which) if given.text(which).is_none() => {
+                    self.set(&name, which, &value)?;
+                }
+                Meaning::List(which) if given.is_empty_list(which) => {
+                    self.add(&name, which, &value)?;
+                }
+                Meaning::Switch(which, on) if given.switch(which).is_none() => {
+                    let yes = switch(&value).ok_or_else(|| {
+                        format!("{name}: `{}` is neither yes nor no", value.display())
+                    })?;
+                    self.turn(&name, which, yes == on)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a container is asked for.
+    pub(crate) fn wants_container(&self) -> bool {
+        self.image.is_some() || self.name.is_some()
+    }
+
+    /// The options that mean nothing without a container, of those that were given.
+    pub(crate) fn without_meaning(&self) -> Vec<&'static str> {
+        [
+            ("--container-mounts", !self.mounts.is_empty()),
+            ("--container-workdir", self.workdir.is_some()),
+            ("--container-save", self.save.is_some()),
+            ("--[no-]container-mount-home", self.mount_home.is_some()),
+            ("--[no-]container-remap-root", self.remap_root.is_some()),
+            ("--[no-]container-entrypoint", self.entrypoint.is_some()),
+            ("--container-entrypoint-log", self.entrypoint_log.is_some()),
+            ("--container-writable", self.writable == Some(true)),
+            ("--container-readonly", self.writable == Some(false)),
+            ("--container-env", !self.environment.is_empty()),
+            ("--container-unshare", !self.unshare.is_empty()),
+        ]
+        .into_iter()
+        .filter_map(|(name, given)| given.then_some(name))
+        .collect()
+    }
+
+    fn text(&self, which: Text) -> Option<&OsString> {
+        match which {
+            Text::Image => self.image.as_ref(),
+            Text::Workdir => self.workdir.as_ref(),
+            Text::Name => self.name.as_ref(),
+            Text::Save => self.save.as_ref(),
+        }
+    }
+
+    fn switch(&self, which: Switch) -> Option<bool> {
+        match which {
+            Switch::MountHome => self.mount_home,
+            Switch::RemapRoot => self.remap_root,
+            Switch::Entrypoint => self.entrypoint,
+            Switch::EntrypointLog => self.entrypoint_log,
+            Switch::Writable => self.writable,
+        }
+    }
+
+    fn is_empty_list(&self, which: List) -> bool {
+        match which {
+            List::Mounts => self.mounts.is_empty(),
+            List::Environment => self.environment.is_empty(),
+            List::Unshare => self.unshare.is_empty(),
+        }
+    }
+
+    fn turn(&mut self, shown: &str, which: Switch, value: bool) -> Result<(), String> {
+        let (place, both) = match which {
+            Switch::MountHome => (
+                &mut self.mount_home,
+                "--container-mount-home and --no-container-mount-home",
+            ),
+            Switch::RemapRoot => (
+                &mut self.remap_root,
+                "--container-remap-root and --no-container-remap-root",
+            ),
+            Switch::Entrypoint => (
+                &mut self.entrypoint,
+                "--container-entrypoint and --no-container-entrypoint",
+            ),
+            Switch::EntrypointLog => (&mut self.entrypoint_log, ""),
+            Switch::Writable => (
+                &mut self.writable,
+                "--container-writable and --container-readonly",
+            ),
+        };
+        if place.is_some_and(|before| before != value) {
+            return Err(format!("{shown}: {both} exclude each other"));
+        }
+        *place = Some(value);
+        Ok(())
+    }
+
+    fn set(&mut self, shown: &str, which: Text, value: &OsStr) -> Result<(), String> {
+        check_length(shown, value)?;
+        let checked = match which {
+            Text::Image => check_image(value),
+            Text::Name => check_name(value),
+            Text::Save if value.as_bytes().ends_with(b"/") => {
+                Err("names a directory: a file is to be written".into())
+            }
+            Text::Workdir | Text::Save => Ok(()),
+        };
+        checked.map_err(|problem| format!("{shown}: `{}` {problem}", value.display()))?;
+        let place = match which {
+            Text::Image => &mut self.image,
+            Text::Workdir => &mut self.workdir,
+            Text::Name => &mut self.name,
+            Text::Save => &mut self.save,
+        };
+        match place {
+            Some(before) if before != value => Err(format!(
+                "{shown}: given twice, as `{}` and as `{}`",
+                before.display(),
+                value.display()
+            )),
+            _ => {
+                *place = Some(value.to_owned());
+                Ok(())
+            }
+        }
+    }
+
+    fn add(&mut self, shown: &str, which: List, value: &OsStr) -> Result<(), String> {
+        check_length(shown, value)?;
+        for item in value.as_bytes().split(|&byte| byte == b',') {
+            let item = OsStr::from_bytes(item);
+            let checked = match which {
+                List::Mounts => check_mount(item),
+                List::Environment => check_variable(item),
+                List::Unshare => check_namespace(item),
+            };
+            checked.map_err(|problem| format!("{shown}: `{}` {problem}", item.display()))?;
+            match which {
+                List::Mounts => {
+                    if !self.mounts.iter().any(|mount| mount == item) {
+                        self.mounts.push(item.to_owned());
+                    }
+                }
+                List::Environment => {
+                    self.environment.insert(item.to_owned());
+                }
+                List::Unshare => {
+                    self.unshare.insert(item.to_owned());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_length(shown: &str, value: &OsStr) -> Result<(), String> {
+    if value.is_empty() {
+        return Err(format!("{shown}: an argument is missing"));
+    }
+    if value.len() > MAX_VALUE {
+        return Err(format!("{shown}: the argument is too long"));
+    }
+    Ok(())
+}
+
+/// Whether the value of `--container-image` is a path.
+pub(crate) fn is_path(image: &OsStr) -> bool {
+    matches!(image.as_bytes().first(), Some(b'/' | b'.'))
+}
+
+fn check_image(image: &OsStr) -> Result<(), String> {
+    let bytes = image.as_bytes();
+    if is_path(image) {
+        return if bytes.ends_with(b"/") {
+            Err("is a directory: name an image file, or `dir:PATH` in `cista import`".into())
+        } else {
+            Ok(())
+        };
+    }
+    if bytes
+        .iter()
+        .any(|byte| byte.is_ascii_control() || *byte == b' ')
+    {
+        return Err("is no reference to an image: it has a blank in it".into());
+    }
+    if bytes.ends_with(b":") || bytes.ends_with(b"/") || bytes.ends_with(b"@") {
+        return Err("is no reference to an image: something is missing at its end".into());
+    }
+    if image == "-" {
+        return Err("is no reference to an image".into());
+    }
+    Ok(())
+}
+
+fn check_name(value: &OsStr) -> Result<(), String> {
+    let (name, mode) = split_name(value);
+    if name.is_empty() {
+        return Err("has no name in it".into());
+    }
+    if name.as_bytes().first() == Some(&b'.')
+        || name.len() > 150
+        || name
+            .as_bytes()
+            .iter()
+            .any(|byte| *byte == b'/' || byte.is_ascii_control())
+    {
+        return Err(
+            "is no name for a container: it begins with `.`, is too long, or holds `/` or a control character"
+                .into(),
+        );
+    }
+    if mode.is_some_and(|mode| !MODES.iter().any(|known| mode == *known)) {
+        return Err("ends in none of `:auto`, `:create`, `:exec` and `:no_exec`".into());
+    }
+    Ok(())
+}
+
+/// Name and mode.
+pub(crate) fn split_name(value: &OsStr) -> (&OsStr, Option<&OsStr>) {
+    let bytes = value.as_bytes();
+    match bytes.iter().position(|&byte| byte == b':') {
+        Some(at) => (
+            OsStr::from_bytes(&bytes[..at]),
+            Some(OsStr::from_bytes(&bytes[at + 1..])).filter(|mode| !mode.is_empty()),
+        ),
+        None => (value, None),
+    }
+}
+
+fn check_mount(mount: &OsStr) -> Result<(), String> {
+    let mut fields = mount.as_bytes().splitn(3, |&byte| byte == b':');
+    let source = fields.next().unwrap_or_default();
+    let target = fields.next();
+    let is_path = |path: &[u8]| matches!(path.first(), Some(b'/' | b'.'));
+    if source.is_empty() || target.is_some_and(<[u8]>::is_empty) {
+        return Err("is no mount: expected SRC, SRC:DST or SRC:DST:FLAGS".into());
+    }
+    match target {
+        None if !is_path(source) => Err("is no path: it begins with `/` or `.`".into()),
+        Some(_) if !is_path(source) && source != b"tmpfs" && source != b"umount" => Err(
+            "is no mount: SRC is a path, which begins with `/` or `.`, `tmpfs` or `umount`".into(),
+        ),
+        Some(target) if !is_path(target) => {
+            Err("is no mount: DST is a path, which begins with `/` or `.`".into())
+        }
+        _ => match fields.next() {
+            Some(flags) if source != b"tmpfs" => check_flags(flags),
+            _ => Ok(()),
+        },
+    }
+}
+
+/// Flags of mounts that are not those of a file system.
+const FLAGS: &[&str] = &[
+    "ro",
+    "rw",
+    "rro",
+    "bind",
+    "rbind",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "exec",
+    "noexec",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "lazytime",
+    "nolazytime",
+    "sync",
+    "async",
+    "dirsync",
+    "mand",
+    "nomand",
+    "iversion",
+    "noiversion",
+    "silent",
+    "loud",
+    "defaults",
+    "remount",
+    "private",
+    "rprivate",
+    "slave",
+    "rslave",
+    "shared",
+    "rshared",
+    "unbindable",
+    "runbindable",
+    "nofail",
+    "x-create=dir",
+    "x-create=file",
+    "x-create=auto",
+    "x-move",
+    "x-detach",
+    "nosymfollow",
+    "symfollow",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+];
+
+fn check_flags(flags: &[u8]) -> Result<(), String> {
+    for flag in flags.split(|byte| matches!(byte, b'+' | b',')) {
+        if !flag.is_empty() && !FLAGS.iter().any(|known| known.as_bytes() == flag) {
+            return Err(format!(
+                "has an unknown flag `{}`",
+                String::from_utf8_lossy(flag)
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_variable(name: &OsStr) -> Result<(), String> {
+    let bytes = name.as_bytes();
+    let is_name = !bytes.is_empty()
+        && !bytes[0].is_ascii_digit()
+        && bytes
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
+    if is_name {
+        Ok(())
+    } else {
+        Err("is no name of a variable".into())
+    }
+}
+
+fn check_namespace(name: &OsStr) -> Result<(), String> {
+    if NAMESPACES.iter().any(|known| name == *known) {
+        Ok(())
+    } else {
+        Err("is none of `net`, `ipc` and `uts`".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(name: &str) -> usize {
+        OPTIONS
+            .iter()
+            .position(|option| option.name.to_str() == Ok(name))
+            .unwrap_or_else(|| panic!("no option {name}"))
+    }
+
+    fn parse(given: &[(&str, &str)]) -> Result<Options, String> {
+        let mut options = Options::default();
+        for (name, argument) in given {
+            let has_argument = OPTIONS[number(name)].argument.is_some();
+            let argument = has_argument.then(|| OsStr::new(*argument));
+            options.take(number(name), argument)?;
+        }
+        Ok(options)
+    }
+
+    #[test]
+    fn good_values() {
+        for given in [
+            ("container-image", "debian"),
+            ("container-image", "nvcr.io#nvidia/pytorch:24.01-py3"),
+            ("container-image", "docker://user@registry:5000/x@sha256:00"),
+            ("container-image", "oci-archive:/images/x.tar:tag"),
+            ("container-image", "./x.sqsh"),
+            (
+                "container-mounts",
+                "/data:/data:ro+nosuid,tmpfs:/x:size=1g+mode=700,umount:/y",
+            ),
+            ("container-mounts", "/data,./here"),
+            ("container-name", "a:exec"),
+            ("container-name", "a"),
+            ("container-name", "a:"),
+            ("container-env", "A,B_1"),
+            ("container-unshare", "net,ipc,uts"),
+            ("container-save", "x.sqsh"),
+            ("container-workdir", "/w"),
+        ] {
+            // Slurm may say it twice.
+            parse(&[given, given]).unwrap_or_else(|error| panic!("{given:?}: {error}"));
+        }
+    }
+
+    #[test]
+    fn bad_values_are_refused() {
+        for (name, value) in [
+            ("container-image", ""),
+            ("container-image", "a b"),
+            ("container-image", "docker://"),
+            ("container-image", "debian:"),
+            ("container-image", "/images/"),
+            ("container-image", "-"),
+            ("container-mounts", ""),
+            ("container-mounts", "/a,"),
+            ("container-mounts", "/a:"),
+            ("container-mounts", ":/a"),
+            ("container-mounts", "a:/b"),
+            ("container-mounts", "tmpfs"),
+            ("container-mounts", "/a:b"),
+            ("container-mounts", "/a:/b:read-only"),
+            ("container-workdir", ""),
+            ("container-name", ""),
+            ("container-name", ":exec"),
+            ("container-name", "a/b"),
+            ("container-name", ".a"),
+            ("container-name", "a:run"),
+            ("container-save", ""),
+            ("container-save", "/x/"),
+            ("container-env", "A,,B"),
+            ("container-env", "A=1"),
+            ("container-env", "1A"),
+            ("container-unshare", "pid"),
+            ("container-unshare", ""),
+        ] {
+            let error = parse(&[(name, value)]).unwrap_err();
+            assert!(error.starts_with(&format!("--{name}: ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn contradictions_are_refused_and_repetitions_are_not() {
+        for (one, other) in [
+            (("container-image", "a"), ("container-image", "b")),
+            (("container-name", "a"), ("container-name", "a:exec")),
+            (("container-workdir", "/a"), ("container-workdir", "/b")),
+            (
+                ("container-mount-home", ""),
+                ("no-container-mount-home", ""),
+            ),
+            (
+                ("no-container-remap-root", ""),
+                ("container-remap-root", ""),
+            ),
+            (
+                ("container-entrypoint", ""),
+                ("no-container-entrypoint", ""),
+            ),
+            (("container-writable", ""), ("container-readonly", "")),
+        ] {
+            parse(&[one, one]).unwrap();
+            parse(&[one, other]).unwrap_err();
+        }
+        let options =
+            parse(&[("container-mounts", "/a,/b"), ("container-mounts", "/a,/c")]).unwrap();
+        assert_eq!(options.mounts, ["/a", "/b", "/c"]);
+    }
+
+    #[test]
+    fn variables_fill_in_what_was_left_out() {
+        let variables = |list: &'static [(&str, &str)]| {
+            move |name: &str| {
+                let found = list.iter().find(|(variable, _)| *variable == name);
+                found.map(|(_, value)| OsString::from(*value))
+            }
+        };
+        let mut options = parse(&[("container-image", "a"), ("container-readonly", "")]).unwrap();
+        options
+            .take_variables(&variables(&[
+                ("PYXIS_CONTAINER_IMAGE", "b"),
+                ("PYXIS_CONTAINER_NAME", "n"),
+                ("CISTA_CONTAINER_NAME", "m"),
+                ("PYXIS_CONTAINER_WRITABLE", "yes"),
+                ("PYXIS_CONTAINER_MOUNT_HOME", "0"),
+            ]))
+            .unwrap();
+        assert_eq!(options.image.as_deref(), Some(OsStr::new("a")));
+        assert_eq!(options.name.as_deref(), Some(OsStr::new("m")));
+        assert_eq!(options.writable, Some(false));
+        assert_eq!(options.mount_home, Some(false));
+        for list in [
+            &[("PYXIS_CONTAINER_IMAGE", "")][..],
+            &[("PYXIS_CONTAINER_ENTRYPOINT", "perhaps")],
+            &[
+                ("PYXIS_CONTAINER_WRITABLE", "1"),
+                ("PYXIS_CONTAINER_READONLY", "1"),
+            ],
+        ] {
+            let error = Options::default()
+                .take_variables(&variables(list))
+                .unwrap_err();
+            assert!(error.contains("_CONTAINER_"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_means_nothing_alone() {
+        let options = parse(&[("container-env", "A"), ("container-readonly", "")]).unwrap();
+        assert!(!options.wants_container());
+        assert_eq!(
+            options.without_meaning(),
+            ["--container-readonly", "--container-env"]
+        );
+    }
+}
