@@ -179,11 +179,19 @@ impl FromStr for Reference {
         if let Some(rest) = text.strip_prefix("docker://") {
             return rest.parse().map(Self::Registry);
         }
+        // What parses both kinds of names speaks of registries.
+        let of_engine = |error| match error {
+            ReferenceError::Missing { what, .. } => ReferenceError::Missing {
+                text: text.to_owned(),
+                what,
+            },
+            error => error,
+        };
         if let Some(rest) = text.strip_prefix("dockerd://") {
-            return rest.parse().map(Self::Docker);
+            return rest.parse().map(Self::Docker).map_err(of_engine);
         }
         if let Some(rest) = text.strip_prefix("podman://") {
-            return rest.parse().map(Self::Podman);
+            return rest.parse().map(Self::Podman).map_err(of_engine);
         }
         if text == "-" {
             return Ok(Self::Stdin);

@@ -65,7 +65,7 @@ pub fn failure(failure: &Failure) {
     let text = chain(failure.error());
     if log::is_json() {
         let status = failure.status().unwrap_or(status::FAILURE);
-        return log::failure(&text, failure.hint(), status);
+        return log::failure(&text, failure.hint().as_deref(), status);
     }
     eprintln!("error: {text}");
     if let Some(hint) = failure.hint() {

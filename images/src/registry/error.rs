@@ -271,6 +271,9 @@ impl RegistryError {
                 format!("store it with `cista login -u {user} {registry}`, or set `CISTA_PASSWORD`")
             }
             Self::Policy(error) => return error.hint(),
+            Self::Blocked { .. } => {
+                "`blocked` says so in `[registries]` of `cista.toml`, or in podman's `registries.conf`".to_owned()
+            }
             Self::Offline { .. } => "leave out `--offline`, or `--pull never`, to ask it".to_owned(),
             Self::RateLimited { .. } => "log in, or try again later".to_owned(),
             _ => return None,

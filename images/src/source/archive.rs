@@ -124,8 +124,9 @@ impl Archive {
                 compression,
             });
         }
-        let members =
-            index(&file, metadata.len()).map_err(|source| not_an_archive(source.to_string()))?;
+        let members = index(&file, metadata.len()).map_err(|source| {
+            not_an_archive(format!("it is no tar archive, or is cut short ({source})"))
+        })?;
         if members.is_empty() {
             return Err(not_an_archive("it has no members".to_owned()));
         }

@@ -102,6 +102,10 @@ impl OciLayout {
         local: &LocalReference,
         reference: &Reference,
     ) -> Result<Self, SourceError> {
+        std::fs::metadata(&local.path).map_err(|source| SourceError::Read {
+            path: local.path.clone(),
+            source,
+        })?;
         Ok(Self::at(
             Place::Directory(local.path.clone()),
             local,

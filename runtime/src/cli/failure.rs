@@ -1,6 +1,9 @@
 //! How a command fails: an error with its chain, a hint, an exit status.
 
+use std::borrow::Cow;
 use std::error::Error;
+
+use super::hints;
 
 /// Exit statuses of `cista` itself. A container's own status is passed through untouched.
 pub mod status {
@@ -66,10 +69,13 @@ impl Failure {
         self.error.as_ref()
     }
 
-    /// What the user can do about it.
+    /// What the user can do about it: what the command says, or what is known of such errors.
     #[must_use]
-    pub fn hint(&self) -> Option<&str> {
-        self.hint.as_deref()
+    pub fn hint(&self) -> Option<Cow<'_, str>> {
+        match &self.hint {
+            Some(hint) => Some(Cow::Borrowed(hint)),
+            None => hints::of(self.error.as_ref()).map(Cow::Owned),
+        }
     }
 
     /// The exit status, where the command set one.

@@ -337,7 +337,7 @@ pub(super) fn output_failure(error: OutputError) -> Failure {
         OutputError::NotRegular { .. } | OutputError::NoName { .. } => {
             Some("name a file that is to be made: `-o DIR/FILE.sqsh`".to_owned())
         }
-        error => source::hint(error),
+        error => source::hint(error).or_else(|| Some("`-o FILE` names another place".to_owned())),
     };
     hinted(Failure::new(error), hint)
 }

@@ -16,6 +16,7 @@ mod exec;
 mod export;
 mod failure;
 mod help;
+mod hints;
 mod import;
 mod inspect;
 mod list;

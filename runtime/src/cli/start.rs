@@ -5,9 +5,10 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
-use super::{Context, Failure, Outcome, script, status};
+use super::{Context, Failure, Outcome, hints, script, status};
 use crate::config;
 use crate::container::additions::Additions;
+use crate::container::hooks::HookError;
 use crate::container::identity_map::UserNamespaceError;
 use crate::container::image::ImageError;
 use crate::container::mounts::MountError;
@@ -278,10 +279,21 @@ fn hint(error: &StartError) -> Option<String> {
                     .into(),
             )
         }
+        StartError::Mount(error) => hints::of_mount(error).map(str::to_owned),
+        StartError::Hook(HookError::Execute { source, .. })
+            if source.kind() == io::ErrorKind::NotFound =>
+        {
+            Some("the program that its first line names is not there".into())
+        }
         StartError::Program(ProgramError::CannotExecute { source, .. })
             if source.raw_os_error() == Some(libc::ENOEXEC) =>
         {
             Some("the program may be for another processor architecture".into())
+        }
+        StartError::Program(ProgramError::CannotExecute { source, .. })
+            if source.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            Some("it is a directory, or its mode does not let you execute it (`chmod +x`)".into())
         }
         _ => None,
     }

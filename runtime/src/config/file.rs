@@ -325,6 +325,13 @@ fn convert(
             text.to_string()
         }
         (Kind::Text, DeValue::String(text)) => return Some(substitute(text, variable)),
+        (Kind::Socket, DeValue::String(text)) => {
+            let text = substitute(text, variable);
+            return text
+                .to_str()
+                .is_some_and(|text| kind.accepts(text))
+                .then_some(text);
+        }
         (Kind::Directory { .. } | Kind::RuntimeDirectory | Kind::Path, DeValue::String(text)) => {
             return absolute(text, variable);
         }

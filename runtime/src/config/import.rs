@@ -109,8 +109,7 @@ impl ImportConfig {
                 .path(&settings::TEMP_PATH)
                 .or_else(|| sources.directory(&settings::CACHE_PATH).ok()),
             docker_socket: sources.parsed(&settings::DOCKER_HOST, |text| {
-                let path = text.strip_prefix("unix://")?;
-                path.starts_with('/').then(|| PathBuf::from(path))
+                settings::parse_socket(text).map(PathBuf::from)
             })?,
             layer_size: sources.size(&settings::MAX_LAYER_SIZE)?,
             registry,

@@ -59,6 +59,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// A compression of images.
     Compression,
+    /// A socket of this machine.
+    Socket,
     /// Any text.
     Text,
     /// A text that is never shown, and that no file holds.
@@ -81,6 +83,7 @@ impl Kind {
             Self::Size => parse_size(text).is_some(),
             Self::Choice(words) => words.contains(&text),
             Self::Compression => text.parse::<Compression>().is_ok(),
+            Self::Socket => parse_socket(text).is_some(),
         }
     }
 
@@ -100,6 +103,7 @@ impl Kind {
                 words.join(" or ")
             }
             Self::Compression => "`zstd`, `zstd:N`, `lz4`, `gzip`, `gzip:N`, `xz` or `none`".into(),
+            Self::Socket => "`unix://` and a path that begins with `/`".into(),
             Self::Text | Self::Secret => "text in UTF-8".into(),
         }
     }
@@ -127,6 +131,13 @@ pub fn parse_pull(text: &str) -> Option<Pull> {
         "never" => Some(Pull::Never),
         _ => None,
     }
+}
+
+/// The path of a socket, as docker writes it.
+#[must_use]
+pub fn parse_socket(text: &str) -> Option<&str> {
+    text.strip_prefix("unix://")
+        .filter(|path| path.starts_with('/'))
 }
 
 /// A whole number within bounds.
@@ -267,7 +278,7 @@ settings! {
         Kind::Compression,
         "zstd:1", "How images are compressed.";
     DOCKER_HOST: "import" "docker_host", ["DOCKER_HOST"], Some("DOCKER_HOST"),
-        Kind::Text,
+        Kind::Socket,
         "unix:///var/run/docker.sock", "The socket of the Docker daemon, for `dockerd://`.";
     TIME: "import" "time", ["SOURCE_DATE_EPOCH"], None,
         Kind::Number { from: 0, to: u32::MAX },

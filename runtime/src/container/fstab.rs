@@ -150,7 +150,7 @@ pub enum FstabError {
         /// What is wrong with it.
         source: Box<FstabError>,
     },
-    /// A bind mount takes no options of a file system.
+    /// A bind mount takes no options of a file system, and nothing else is made than directories and files.
     #[error("mount `{entry}`: unknown option `{option}`")]
     UnknownOption {
         /// The entry.
@@ -390,6 +390,12 @@ fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
             Some(Meaning::NoFail) => entry.optional = true,
             Some(Meaning::Silent(silent)) => entry.silent = silent,
             Some(Meaning::Nothing) => {}
+            None if option.starts_with(b"x-create=") => {
+                return Err(FstabError::UnknownOption {
+                    entry: shown(),
+                    option: String::from_utf8_lossy(option).into_owned(),
+                });
+            }
             // Notes for other programs, by fstab(5)'s convention.
             None if option.starts_with(b"x-") || option.starts_with(b"X-") => {}
             None => own.push(option),
@@ -415,7 +421,9 @@ fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
         && !moves
         && !detach;
     let takes_own = !detach && !remount && !moves && !is_change && bind.is_none();
-    if let Some(option) = own.first().filter(|_| !takes_own) {
+    // `none` is no type of a file system, so there is nothing that could know the option.
+    let is_none = bind.is_none() && matches!(&kind[..], b"" | b"none");
+    if let Some(option) = own.first().filter(|_| !takes_own || is_none) {
         return Err(FstabError::UnknownOption {
             entry: shown(),
             option: String::from_utf8_lossy(option).into_owned(),

@@ -14,11 +14,7 @@ use cista_tests::program::{Outcome, Program};
 pub(crate) fn assert_clear_error(outcome: &Outcome, status: i32, words: &[&str]) {
     let told = outcome.error_text();
     assert_eq!(outcome.code(), Some(status), "{told}");
-    let errors = told
-        .lines()
-        .filter(|line| line.starts_with("error: "))
-        .count();
-    assert_eq!(errors, 1, "one error, please: {told}");
+    super::messages::assert_form_of_error(&told);
     assert!(!told.contains("panicked"), "{told}");
     assert!(outcome.stdout.is_empty(), "{}", outcome.text());
     for word in words {

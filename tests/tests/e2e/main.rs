@@ -31,6 +31,7 @@ mod join;
 mod json;
 mod load;
 mod logins;
+mod messages;
 mod namespaces;
 mod observe;
 mod oci;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         namespaces::CASES,
         observe::CASES,
         json::CASES,
+        messages::CASES,
         exit_codes::CASES,
         policy::CASES,
         registries::CASES,

@@ -22,6 +22,9 @@ pub enum ReadError {
     /// The file does not begin like a squashfs image.
     #[error("not a squashfs image")]
     NotSquashfs,
+    /// A directory has been opened.
+    #[error("it is a directory")]
+    Directory,
     /// A squashfs of another version.
     #[error("squashfs version {major}.{minor} is not supported, only 4.0 is")]
     Version {

@@ -82,6 +82,9 @@ impl Reader {
             ReadError::Io { ref source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => {
                 ReadError::NotSquashfs
             }
+            ReadError::Io { ref source, .. } if source.kind() == io::ErrorKind::IsADirectory => {
+                ReadError::Directory
+            }
             error => error,
         })?;
         let superblock = Superblock::read_from_bytes(&bytes).map_err(|_| ReadError::NotSquashfs)?;
