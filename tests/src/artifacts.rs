@@ -36,16 +36,32 @@ pub fn given() -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
+/// The Slurm plugin: `CISTA_PLUGIN`, else the one that cargo built.
+pub fn plugin(profile: Profile) -> Result<PathBuf, HarnessError> {
+    let given = std::env::var_os("CISTA_PLUGIN").filter(|path| !path.is_empty());
+    if let Some(path) = given {
+        return Ok(path.into());
+    }
+    match profile {
+        Profile::Debug => built("debug", "libspank_cista.so"),
+        // A panic must not leave it: it has a release profile of its own.
+        Profile::Release => built("plugin", "libspank_cista.so"),
+    }
+}
+
 /// The `cista` program: `CISTA_BIN`, else the one that cargo built.
 pub fn cista(profile: Profile) -> Result<PathBuf, HarnessError> {
     if let Some(path) = given() {
         return Ok(path);
     }
-    let directory = match profile {
-        Profile::Debug => "debug",
-        Profile::Release => "release",
-    };
-    let path = target().join(directory).join("cista");
+    match profile {
+        Profile::Debug => built("debug", "cista"),
+        Profile::Release => built("release", "cista"),
+    }
+}
+
+fn built(directory: &str, name: &str) -> Result<PathBuf, HarnessError> {
+    let path = target().join(directory).join(name);
     if path.is_file() {
         Ok(path)
     } else {

@@ -27,6 +27,7 @@ const LEFTOVER_LIMIT: Duration = Duration::from_secs(2);
 /// What the tests of one process share: the images, the registry, a directory for all.
 #[derive(Debug)]
 pub struct Session {
+    profile: Profile,
     scratch: PathBuf,
     images: Images,
     registry: OnceLock<Registry>,
@@ -53,6 +54,7 @@ impl Session {
         std::fs::copy(&program, &copy).context("copy", &program)?;
         set_mode(&copy, 0o755)?;
         Ok(Self {
+            profile,
             scratch,
             images,
             registry: OnceLock::new(),
@@ -100,7 +102,11 @@ impl Session {
         if let Some(cluster) = self.cluster.get() {
             return Ok(cluster);
         }
-        let cluster = Cluster::start(&self.scratch.join("cluster"))?;
+        let cluster = Cluster::start(
+            &self.scratch.join("cluster"),
+            &self.scratch.join("bin/cista"),
+            &artifacts::plugin(self.profile)?,
+        )?;
         Ok(self.cluster.get_or_init(|| cluster))
     }
 

@@ -78,8 +78,20 @@ pub const SLURM: &[Package] = &[
     package("slurm-client", "srun", "the commands of a cluster"),
     package(
         "libpmix-dev",
-        "/usr/lib/x86_64-linux-gnu/libpmix.so",
-        "the library that Slurm opens for PMIx, by this name",
+        "/usr/share/doc/libpmix-dev/copyright",
+        "the library that Slurm opens for PMIx, by this package's name for it",
+    ),
+    package("openmpi-bin", "mpicc.openmpi", "the compiler of Open MPI"),
+    package(
+        "libopenmpi-dev",
+        "/usr/share/doc/libopenmpi-dev/copyright",
+        "the headers of Open MPI",
+    ),
+    package("mpich", "mpicc.mpich", "the compiler of MPICH"),
+    package(
+        "libmpich-dev",
+        "/usr/share/doc/libmpich-dev/copyright",
+        "the headers of MPICH",
     ),
 ];
 

@@ -15,7 +15,7 @@ use super::debian::{self, Trees};
 use super::layer::{Compression, LayerWriter};
 use super::layout::{Descriptor, Layout, LayoutWriter, RunConfig};
 use super::recipe::{Packing, Recipe};
-use super::{odd, tiny};
+use super::{mpi, odd, tiny};
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -227,6 +227,15 @@ impl Images {
                     .labels
                     .insert("org.opencontainers.image.title".into(), "python".into());
             }
+            Recipe::Mpi => {
+                let debian = self.ensure(Recipe::Debian)?;
+                layout.borrow(&debian.layout, &debian.layout.manifest.layers[0])?;
+                let tree = self.mpi_tree()?;
+                layout.layer(Compression::Gzip, |layer| {
+                    layer.tree(&tree, &debian::is_of_the_build)
+                })?;
+                layout.layer(Compression::Gzip, mpi::programs)?;
+            }
             Recipe::Huge => huge(&mut layout)?,
         }
         layout.finish(&recipe.tag(), &config).map(drop)
@@ -237,6 +246,17 @@ impl Images {
             Trees::build(root, &self.root.join("packages"), &self.say)
         })?;
         Ok(Trees::open(&root))
+    }
+
+    fn mpi_tree(&self) -> Result<PathBuf, HarnessError> {
+        let trees = self.trees()?;
+        // Not of the image's own text: the program changes more often than the packages.
+        let text = format!("{} {:?}", Recipe::Debian.text(), debian::MPI);
+        let root = self.artifact("mpi-tree", &text, |root| {
+            (self.say)(&format!("apt-get install {}", debian::MPI.join(" ")));
+            trees.build_above_base(root, &self.root.join("packages"), debian::MPI)
+        })?;
+        Ok(root.join("tree"))
     }
 
     /// Writes the layers of Debian packages, two at a time.

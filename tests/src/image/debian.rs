@@ -25,6 +25,9 @@ pub(super) const STEPS: &[&[&str]] = &[
     &["python3-sklearn"],
 ];
 
+/// What the MPI image has above the base: both libraries, without their compilers and launchers.
+pub(super) const MPI: &[&str] = &["libopenmpi3", "libmpich12"];
+
 /// One step, as a script: it gets the directories as arguments, and the packages after them.
 const STEP: &str = r#"
 set -eu
@@ -73,28 +76,21 @@ impl Trees {
         for (index, packages) in STEPS.iter().enumerate() {
             say(&format!("apt-get install {}", packages.join(" ")));
             let upper = index.to_string();
-            for name in [upper.as_str(), "work", "merged"] {
-                let path = root.join(name);
-                std::fs::create_dir(&path).context("create", &path)?;
-            }
-            Program::new("unshare")
-                .args(["--mount", "--propagation", "private"])
-                .args(["sh", "-c", STEP, "step"])
-                .args([lower.as_str(), &upper, "work", "merged"])
-                .arg(cache)
-                .args(*packages)
-                .current_dir(root)
-                .env("DEBIAN_FRONTEND", "noninteractive")
-                .env("LC_ALL", "C.UTF-8")
-                .timeout(Duration::from_secs(900))
-                .check()?;
-            for name in ["work", "merged"] {
-                let path = root.join(name);
-                std::fs::remove_dir_all(&path).context("remove", &path)?;
-            }
+            install(root, &lower, &upper, cache, packages)?;
             lower = format!("{upper}:{lower}");
         }
         Ok(())
+    }
+
+    /// Installs packages above the base; what they add is the tree `tree` in an empty directory.
+    pub(super) fn build_above_base(
+        &self,
+        root: &Path,
+        cache: &Path,
+        packages: &[&str],
+    ) -> Result<(), HarnessError> {
+        let base = self.root.join("base").display().to_string();
+        install(root, &base, "tree", cache, packages)
     }
 
     /// The trees that are in a directory.
@@ -110,6 +106,36 @@ impl Trees {
             .chain((0..STEPS.len()).map(|index| self.root.join(index.to_string())))
             .collect()
     }
+}
+
+/// Installs packages above trees, the uppermost first and joined by colons. What they add is in `upper`, below `root`.
+fn install(
+    root: &Path,
+    lower: &str,
+    upper: &str,
+    cache: &Path,
+    packages: &[&str],
+) -> Result<(), HarnessError> {
+    for name in [upper, "work", "merged"] {
+        let path = root.join(name);
+        std::fs::create_dir(&path).context("create", &path)?;
+    }
+    Program::new("unshare")
+        .args(["--mount", "--propagation", "private"])
+        .args(["sh", "-c", STEP, "step"])
+        .args([lower, upper, "work", "merged"])
+        .arg(cache)
+        .args(packages)
+        .current_dir(root)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C.UTF-8")
+        .timeout(Duration::from_secs(900))
+        .check()?;
+    for name in ["work", "merged"] {
+        let path = root.join(name);
+        std::fs::remove_dir_all(&path).context("remove", &path)?;
+    }
+    Ok(())
 }
 
 /// What belongs to the machine that built a tree, and no layer should carry.

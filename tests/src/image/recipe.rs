@@ -19,6 +19,8 @@ pub enum Recipe {
     Odd(Packing),
     /// Python with numpy, scipy, pandas and scikit-learn: nine layers with whiteouts, an opaque directory and hard links.
     Python(Packing),
+    /// Debian with the libraries of Open MPI and MPICH, and a program compiled with each: `/usr/bin/mpi-openmpi`, `/usr/bin/mpi-mpich`.
+    Mpi,
     /// 4 GiB that are partly random, with one file of more than 2 GiB.
     Huge,
 }
@@ -63,6 +65,7 @@ impl Recipe {
         Self::Odd(Packing::Mixed),
         Self::Python(Packing::Gzip),
         Self::Python(Packing::Zstd),
+        Self::Mpi,
         Self::Huge,
     ];
 
@@ -74,6 +77,7 @@ impl Recipe {
             Self::Debian => "debian",
             Self::Odd(_) => "tests/odd",
             Self::Python(_) => "ml/python",
+            Self::Mpi => "hpc/mpi",
             Self::Huge => "tests/huge",
         }
     }
@@ -82,7 +86,7 @@ impl Recipe {
     #[must_use]
     pub fn tag(self) -> String {
         match self {
-            Self::Busybox | Self::Huge => "1".into(),
+            Self::Busybox | Self::Mpi | Self::Huge => "1".into(),
             Self::Debian => "12".into(),
             Self::Odd(packing) => format!("1{}", packing.suffix()),
             Self::Python(packing) => format!("3{}", packing.suffix()),
@@ -107,8 +111,9 @@ impl Recipe {
             super::debian::STEPS,
             match self {
                 // What it contains is written in code: a change there counts like a change of the recipe.
-                Self::Odd(_) => include_str!("odd.rs"),
-                _ => "",
+                Self::Odd(_) => include_str!("odd.rs").to_owned(),
+                Self::Mpi => format!("{:?} {}", super::debian::MPI, super::mpi::SOURCE),
+                _ => String::new(),
             }
         )
     }

@@ -51,7 +51,7 @@ ReturnToService=2
     for (node, port) in NODES.iter().zip(ports.iter().skip(1)) {
         let gres = match node.kind {
             Kind::Gpus => format!(" Gres=gpu:{GPUS}"),
-            Kind::Plain | Kind::WithoutUserNamespaces => String::new(),
+            _ => String::new(),
         };
         let _ = writeln!(
             text,
@@ -62,7 +62,7 @@ ReturnToService=2
     for (partition, extra, wanted) in [("main", " Default=YES", true), ("lacking", "", false)] {
         let names: Vec<&str> = NODES
             .iter()
-            .filter(|node| (node.kind != Kind::WithoutUserNamespaces) == wanted)
+            .filter(|node| matches!(node.kind, Kind::Plain | Kind::Gpus) == wanted)
             .map(|node| node.name)
             .collect();
         let _ = writeln!(
@@ -76,6 +76,16 @@ ReturnToService=2
 
 /// `cgroup.conf`: a job sees the devices that it was granted, and no others of those that `gres.conf` names.
 pub(super) const CGROUP: &str = "CgroupPlugin=cgroup/v1\nConstrainDevices=yes\n";
+
+/// `plugstack.conf`, with further arguments for the plugin.
+pub(super) fn plugstack<A: AsRef<str>>(root: &Path, arguments: &[A]) -> String {
+    let root = root.display();
+    let more: Vec<&str> = arguments.iter().map(AsRef::as_ref).collect();
+    format!(
+        "required {root}/lib/spank_cista.so program={root}/bin/cista {}\n",
+        more.join(" ")
+    )
+}
 
 /// `gres.conf`.
 pub(super) fn gres() -> String {

@@ -26,7 +26,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub struct Login<'a> {
     cluster: &'a Cluster,
     environment: &'a TestEnvironment<'a>,
-    _turn: Turn<'a>,
+    turn: Turn<'a>,
 }
 
 /// Held while the cluster is used.
@@ -34,6 +34,15 @@ pub struct Login<'a> {
 enum Turn<'a> {
     Shared { _guard: RwLockReadGuard<'a, ()> },
     Alone { _guard: RwLockWriteGuard<'a, ()> },
+}
+
+impl Drop for Login<'_> {
+    fn drop(&mut self) {
+        if let Turn::Alone { .. } = self.turn {
+            // A test that comes to another line fails, and says so.
+            let _ = self.cluster.set_plugin_arguments::<&str>(&[]);
+        }
+    }
 }
 
 impl<'a> Login<'a> {
@@ -44,7 +53,7 @@ impl<'a> Login<'a> {
         Ok(Self {
             cluster,
             environment,
-            _turn: Turn::Shared { _guard: guard },
+            turn: Turn::Shared { _guard: guard },
         })
     }
 
@@ -59,20 +68,24 @@ impl<'a> Login<'a> {
         Ok(Self {
             cluster,
             environment,
-            _turn: Turn::Alone { _guard: guard },
+            turn: Turn::Alone { _guard: guard },
         })
+    }
+
+    /// With no other test on the cluster, and with arguments for the plugin in plugstack.conf until this is dropped.
+    pub fn with_plugin<A: AsRef<str>>(
+        environment: &'a TestEnvironment<'a>,
+        arguments: &[A],
+    ) -> Result<Self, HarnessError> {
+        let login = Self::alone(environment)?;
+        login.cluster.set_plugin_arguments(arguments)?;
+        Ok(login)
     }
 
     /// The cluster.
     #[must_use]
     pub fn cluster(&self) -> &'a Cluster {
         self.cluster
-    }
-
-    /// Whether no other test uses the cluster.
-    #[must_use]
-    pub fn is_alone(&self) -> bool {
-        matches!(self._turn, Turn::Alone { .. })
     }
 
     /// A command of Slurm, in the working directory of the test.

@@ -75,15 +75,15 @@ pub fn unmet() -> Option<String> {
 }
 
 impl Cluster {
-    /// Starts a cluster below a directory that does not exist yet, and waits until its nodes are idle.
-    pub fn start(root: &Path) -> Result<Self, HarnessError> {
+    /// Starts a cluster with a `cista` and a plugin, below a directory that does not exist yet, and waits until its nodes are idle.
+    pub fn start(root: &Path, program: &Path, plugin: &Path) -> Result<Self, HarnessError> {
         remove_abandoned_cgroups()?;
         let group = format!("{GROUP_PREFIX}{}", std::process::id());
         // The ports are free when we look and may be taken when a daemon comes; another try finds others.
         let mut error = None;
         for attempt in 0..3 {
             let root = root.join(attempt.to_string());
-            match Self::start_once(&root, &group) {
+            match Self::start_once(&root, &group, program, plugin) {
                 Ok(cluster) => return Ok(cluster),
                 Err(failure) => error = Some(failure),
             }
@@ -94,12 +94,25 @@ impl Cluster {
         }))
     }
 
-    fn start_once(root: &Path, group: &str) -> Result<Self, HarnessError> {
-        for below in ["etc", "munge", "log", "state", "empty", "chroot"] {
+    fn start_once(
+        root: &Path,
+        group: &str,
+        program: &Path,
+        plugin: &Path,
+    ) -> Result<Self, HarnessError> {
+        for below in [
+            "etc", "munge", "log", "state", "empty", "chroot", "bin", "lib",
+        ] {
             let path = root.join(below);
             std::fs::create_dir_all(&path).context("create", &path)?;
         }
         set_mode(root, 0o755)?;
+        // A program of its own, so that what runs on the cluster is told from what other tests run.
+        for (from, to) in [(program, "bin/cista"), (plugin, "lib/spank_cista.so")] {
+            let to = root.join(to);
+            std::fs::copy(from, &to).context("copy", from)?;
+            set_mode(&to, 0o755)?;
+        }
         configure(root)?;
         let munge = start_munge(root)?;
         let controller = start_controller(root)?;
@@ -157,10 +170,36 @@ impl Cluster {
             .timeout(Duration::from_secs(60))
     }
 
+    /// Its directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Its `slurm.conf`.
     #[must_use]
     pub fn conf(&self) -> PathBuf {
         self.root.join("etc/slurm.conf")
+    }
+
+    /// Its `cista` program.
+    #[must_use]
+    pub fn program_path(&self) -> PathBuf {
+        self.root.join("bin/cista")
+    }
+
+    /// Its plugin.
+    #[must_use]
+    pub fn plugin_path(&self) -> PathBuf {
+        self.root.join("lib/spank_cista.so")
+    }
+
+    /// Writes the line of plugstack.conf, with further arguments. Steps that begin from now on go by it.
+    pub fn set_plugin_arguments<A: AsRef<str>>(&self, arguments: &[A]) -> Result<(), HarnessError> {
+        let path = self.root.join("etc/plugstack.conf");
+        let new = self.root.join("etc/plugstack.conf.new");
+        std::fs::write(&new, config::plugstack(&self.root, arguments)).context("write", &new)?;
+        std::fs::rename(&new, &path).context("rename to", &path)
     }
 
     /// A file of its logs: `slurmctld`, or a node's name.
@@ -230,7 +269,7 @@ fn configure(root: &Path) -> Result<(), HarnessError> {
     )?;
     write("cgroup.conf", config::CGROUP)?;
     write("gres.conf", &config::gres())?;
-    write("plugstack.conf", "")?;
+    write("plugstack.conf", &config::plugstack::<&str>(root, &[]))?;
     write("hosts", &config::hosts())?;
     let mut groups = std::fs::read_to_string("/etc/group").context("read", "/etc/group")?;
     for (name, id) in GROUPS {

@@ -33,6 +33,8 @@ pub enum Kind {
     Plain,
     /// With GPUs in the eyes of Slurm: device nodes behind which there is nothing.
     Gpus,
+    /// Where the program `cista` is not installed.
+    WithoutProgram,
     /// Where nobody can create user namespaces: in a chroot(2), the kernel refuses (unshare(2), EPERM).
     WithoutUserNamespaces,
 }
@@ -55,15 +57,16 @@ pub(super) const NODES: &[Plan] = &[
     plan("n3", Kind::Gpus),
     plan("n4", Kind::Gpus),
     plan("n5", Kind::WithoutUserNamespaces),
+    plan("n6", Kind::WithoutProgram),
 ];
 
 /// How long a node may take to come up.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Makes the namespaces a host, and stays as its process 1. Arguments: name, number of GPUs, directory of the cluster, name of its cgroups.
+/// Makes the namespaces a host, and stays as its process 1. Arguments: name, number of GPUs, whether `cista` is there, directory of the cluster, name of its cgroups.
 const INIT: &str = r#"
 set -eu
-name=$1 gpus=$2 root=$3 group=$4
+name=$1 gpus=$2 program=$3 root=$4 group=$5
 hostname "$name"
 # Cgroups: join this node's in each hierarchy. A temporary mount, as the machine may have none.
 for controller in freezer devices; do
@@ -78,6 +81,7 @@ mount --bind "$root/etc/group" /etc/group
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/slurm/spool /run/slurm/tmp /run/lock /run/dev
 chmod 1777 /run/slurm/tmp /run/lock
+[ "$program" = yes ] || mount -t tmpfs tmpfs "$root/bin"
 # Devices.
 mount -t tmpfs -o mode=755,nosuid tmpfs /run/dev
 for device in null zero full random urandom tty ptmx fuse; do
@@ -128,12 +132,16 @@ impl Node {
     /// Makes a node, without a slurmd, for a cluster below `root` whose cgroups have the name `group`.
     pub(super) fn start(plan: Plan, root: &Path, group: &str) -> Result<Self, HarnessError> {
         let gpus = if plan.kind == Kind::Gpus { GPUS } else { 0 };
+        let program = match plan.kind {
+            Kind::WithoutProgram => "no",
+            _ => "yes",
+        };
         let log = root.join(format!("log/{}.init", plan.name));
         let program = Program::new(WITH_US[0])
             .args(&WITH_US[1..])
             .args(["unshare", "--fork", "--kill-child", "--pid", "--mount-proc"])
             .args(["--mount", "--uts", "--ipc", "sh", "-c", INIT, "init"])
-            .args([plan.name, &gpus.to_string()])
+            .args([plan.name, &gpus.to_string(), program])
             .arg(root)
             .arg(group)
             .current_dir("/")
@@ -267,16 +275,32 @@ impl Node {
     /// Starts its slurmd.
     pub fn start_slurmd(&self) -> Result<(), HarnessError> {
         let log = self.root.join(format!("log/{}.slurmd", self.plan.name));
-        let log = File::create(&log).context("create", &log)?;
         let mut program = self
             .enter(Program::new(WITH_US[0]).args(&WITH_US[1..]).arg("nsenter"))
             .env("SLURM_CONF", self.root.join("etc/slurm.conf"))
-            .stderr_file(log);
+            .stderr_file(File::create(&log).context("create", &log)?);
         if self.plan.kind == Kind::WithoutUserNamespaces {
             program = program.arg("chroot").arg(self.root.join("chroot"));
         }
         // In the foreground: so it is ours, and goes with us.
         let daemon = Daemon::start(program.args(["slurmd", "-D", "-N", self.plan.name]), None)?;
+        let begin = Instant::now();
+        let is_executed = || {
+            let children = process::children(daemon.pid());
+            children
+                .first()
+                .is_some_and(|pid| process::wait_until_it_executes(*pid, "slurmd", LIMIT))
+        };
+        // Before that nobody could stop it.
+        while !is_executed() {
+            if begin.elapsed() > LIMIT || !process::is_alive(daemon.pid()) {
+                return Err(HarnessError::Malformed {
+                    what: format!("the start of slurmd on {}", self.plan.name),
+                    why: std::fs::read_to_string(&log).unwrap_or_default(),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
         *self.slurmd() = Some(daemon);
         Ok(())
     }

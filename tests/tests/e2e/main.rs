@@ -42,6 +42,8 @@ mod registries;
 mod run;
 mod signals;
 mod slurm;
+mod slurm_mpi;
+mod slurm_releases;
 mod sources;
 mod standard;
 mod start;
@@ -94,6 +96,8 @@ fn main() -> ExitCode {
         load::CASES,
         standard::CASES,
         slurm::CASES,
+        slurm_mpi::CASES,
+        slurm_releases::CASES,
     ];
     let outcome = Session::start(Profile::Debug, |text| eprintln!("    {text}"))
         .and_then(|session| run_all(session, &cases));

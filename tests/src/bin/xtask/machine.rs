@@ -46,7 +46,7 @@ fn open_fuse_device() -> Result<(), HarnessError> {
     Ok(())
 }
 
-/// Builds `cista`, and shows what cargo says. Nothing is built when `CISTA_BIN` names a built one.
+/// Builds `cista` and the Slurm plugin, and shows what cargo says. Nothing is built when `CISTA_BIN` names a built one.
 pub(crate) fn build(profile: Profile) -> Result<(), HarnessError> {
     if artifacts::given().is_some() {
         return Ok(());
@@ -56,6 +56,13 @@ pub(crate) fn build(profile: Profile) -> Result<(), HarnessError> {
     command.args(["build", "--quiet", "--package", "cista"]);
     if profile == Profile::Release {
         command.arg("--release");
+    }
+    must_succeed("cargo build", &mut command)?;
+    say("building the Slurm plugin");
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--package", "spank-cista"]);
+    if profile == Profile::Release {
+        command.args(["--profile", "plugin"]);
     }
     must_succeed("cargo build", &mut command)
 }

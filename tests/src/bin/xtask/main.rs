@@ -8,6 +8,7 @@
 )]
 
 mod bench;
+mod cluster;
 mod demo;
 mod docs;
 mod images;
@@ -35,6 +36,7 @@ enum Task {
     Bench(bench::Args),
     Images(images::Args),
     Docs(docs::Args),
+    Cluster(cluster::Args),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Images(args) => images::run(&args),
         Task::Docs(args) => docs::run(&args),
+        Task::Cluster(args) => cluster::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {}", chain(&error));
