@@ -17,6 +17,7 @@ use super::rootfs::Rootfs;
 use super::start::{Root, Spec, StartError};
 use super::view::View;
 use crate::config::{Config, host_variable};
+use crate::devices::grant::Hook;
 use crate::devices::install::{self, Target};
 use crate::devices::place::Placed;
 use crate::devices::{self, DeviceError, Grant, Host, Question};
@@ -140,6 +141,11 @@ impl Granted {
     pub(super) fn environment(&self) -> impl Iterator<Item = (&OsString, &OsString)> {
         let edits = &self.grant.edits;
         edits.environment.iter().map(|(name, value)| (name, value))
+    }
+
+    /// The programs that have to be run for it.
+    pub(super) fn hooks(&self) -> &[Hook] {
+        &self.grant.edits.hooks
     }
 
     /// Puts everything in its place. Who asked for an explanation gets it before.

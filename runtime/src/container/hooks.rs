@@ -27,6 +27,7 @@ use rustix::mount::{MountAttrFlags, UnmountFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::additions::MAX_FILE;
+use super::device_hooks;
 use super::environment::Environment;
 use super::fstab::{self, Entry, FstabError};
 use super::layers;
@@ -35,6 +36,7 @@ use super::rootfs::Rootfs;
 use super::script::{Script, ScriptError, Step};
 use super::start::Spec;
 use crate::config::Config;
+use crate::devices::grant::Hook;
 
 /// Names in the directory of the stage.
 const ROOTFS: &str = "rootfs";
@@ -90,6 +92,14 @@ pub enum HookError {
         /// How it ended.
         status: ExitStatus,
     },
+    /// A hook took longer than it may.
+    #[error("the hook `{path}` was killed: it took longer than {seconds} s")]
+    Late {
+        /// The hook.
+        path: PathBuf,
+        /// How long it may take.
+        seconds: u32,
+    },
     /// The configuration script failed.
     #[error(transparent)]
     Script(#[from] ScriptError),
@@ -113,7 +123,7 @@ pub struct Prepared {
     working_directory: OwnedFd,
 }
 
-/// Whether there is anything to run.
+/// Whether there is anything to run, besides what comes with devices.
 #[must_use]
 pub fn are_there(spec: &Spec) -> bool {
     !spec.additions.hooks.is_empty() || spec.script.is_some()
@@ -136,8 +146,8 @@ impl Prepared {
         Ok(Self { working_directory })
     }
 
-    /// Runs the hooks and the script: the root is moved to where they find it, and nothing of ours hides the host any more. `umask` is the
-    /// caller's. Afterwards `environment` is what they made of it.
+    /// Runs the hooks of devices, the others, and the script: the root is moved to where they find it, and nothing of ours hides the host any
+    /// more. `umask` is the caller's. Afterwards `environment` is what they made of it.
     ///
     /// # Errors
     ///
@@ -147,6 +157,7 @@ impl Prepared {
         spec: &Spec,
         config: &Config,
         rootfs: &Rootfs,
+        of_devices: &[Hook],
         environment: &mut Environment,
         umask: Mode,
     ) -> Result<Wishes, HookError> {
@@ -160,7 +171,13 @@ impl Prepared {
         let variables = stage.variables(config);
         let ours = rustix::process::umask(umask);
         let keep = pass_capabilities_on().map_err(HookError::Capabilities)?;
-        let wishes = stage.run_all(spec, &variables);
+        let wishes = device_hooks::run(
+            of_devices,
+            &stage.path,
+            &stage.path.join(ROOTFS),
+            environment,
+        )
+        .and_then(|()| stage.run_all(spec, &variables));
         keep_capabilities_back(keep).map_err(HookError::Capabilities)?;
         rustix::process::umask(ours);
         let wishes = wishes?;

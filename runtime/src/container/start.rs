@@ -240,10 +240,6 @@ pub fn prepare(
     entries.extend_from_slice(&spec.additions.mounts);
     entries.sort_by_key(|entry| entry.pass);
     entries.extend_from_slice(&spec.mounts);
-    let hooks = match hooks::are_there(spec) {
-        true => Some(hooks::Prepared::take()?),
-        false => None,
-    };
 
     // What the image says, read from the file where that tells all, and the devices that are asked for.
     let mut early = match (&source, &spec.root) {
@@ -263,6 +259,12 @@ pub fn prepare(
             plan.find_program(reader);
         }
     }
+
+    let device_hooks = granted.as_ref().map_or(&[][..], Granted::hooks).to_vec();
+    let hooks = match hooks::are_there(spec) || !device_hooks.is_empty() {
+        true => Some(hooks::Prepared::take()?),
+        false => None,
+    };
 
     // The server of the image is started before the namespaces: outside of the mount namespace, which it would keep alive itself, and
     // outside of the user namespace, where a container could get at it. It gets its device later.
@@ -381,7 +383,8 @@ pub fn prepare(
     let mut wishes = hooks::Wishes::default();
     if let Some(hooks) = hooks {
         observe::begin(Phase::Hooks);
-        wishes = hooks.run(spec, config, &rootfs, &mut plan.environment, umask)?;
+        let environment = &mut plan.environment;
+        wishes = hooks.run(spec, config, &rootfs, &device_hooks, environment, umask)?;
         observe::begin(Phase::Mount);
     }
     mount_while(&|entry| entry.place.is_some())?;

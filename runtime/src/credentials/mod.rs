@@ -15,7 +15,7 @@
 mod docker;
 mod login;
 mod netrc;
-mod program;
+pub(crate) mod program;
 
 use std::error::Error;
 use std::fs::File;

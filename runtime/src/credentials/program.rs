@@ -156,17 +156,22 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // It has been waited for, and its number may be another process's by now.
-        if !matches!(self.0.try_wait(), Ok(None)) {
-            return;
-        }
-        for descendant in descendants(self.0.id()) {
-            // One that has just ended is what is wanted.
-            let _ = kill_process(descendant, Signal::KILL);
-        }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        end(&mut self.0);
     }
+}
+
+/// Kills a process with all that it has started, and waits for it.
+pub(crate) fn end(child: &mut Child) {
+    // It has been waited for, and its number may be another process's by now.
+    if !matches!(child.try_wait(), Ok(None)) {
+        return;
+    }
+    for descendant in descendants(child.id()) {
+        // One that has just ended is what is wanted.
+        let _ = kill_process(descendant, Signal::KILL);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 /// The processes that a process has started, and those that these have (proc_pid_task_children(5)), as far as the kernel tells.

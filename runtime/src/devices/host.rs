@@ -199,6 +199,15 @@ impl Host {
         }
     }
 
+    /// Where a path is for programs that know nothing of the root.
+    #[must_use]
+    pub fn outside(&self, path: &Path) -> PathBuf {
+        match &self.root {
+            None => path.to_owned(),
+            Some(root) => root.join(path.strip_prefix("/").unwrap_or(path)),
+        }
+    }
+
     /// What a symbolic link says.
     ///
     /// # Errors

@@ -79,6 +79,11 @@ pub static TOPICS: &[Topic] = &[
         include_str!("../../../docs/hooks.md"),
     ),
     file(
+        "devices",
+        "GPUs, fabrics, and devices that CDI describes",
+        include_str!("../../../docs/devices.md"),
+    ),
+    file(
         "namespaces",
         "process numbers, network, shared memory and host name",
         include_str!("../../../docs/namespaces.md"),

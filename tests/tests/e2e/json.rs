@@ -65,7 +65,7 @@ fn found(
 
 /// Compares what programs print with what the document says of a command. Together they show every field.
 #[track_caller]
-fn compare(command: &str, values: &[Value], opaque: &[&str]) {
+pub(crate) fn compare(command: &str, values: &[Value], opaque: &[&str]) {
     let documented = documented(command);
     let mut fields = BTreeMap::new();
     for value in values {
@@ -99,7 +99,7 @@ fn all_fields_are_there(value: &Value) {
     }
 }
 
-fn read(program: Program) -> Result<Value, HarnessError> {
+pub(crate) fn read(program: Program) -> Result<Value, HarnessError> {
     let outcome = program.run()?;
     serde_json::from_slice(&outcome.stdout).map_err(|source| HarnessError::Json {
         what: format!("the output ({})", outcome.error_text()),

@@ -18,6 +18,7 @@ mod check;
 mod concurrency;
 mod config;
 mod containers;
+mod devices_described;
 mod enroot;
 mod exit_codes;
 mod formats;
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
         oci::CASES,
         run::CASES,
         containers::CASES,
+        devices_described::CASES,
         config::CASES,
         enroot::CASES,
         additions::CASES,

@@ -361,7 +361,7 @@ impl Granting<'_> {
         let words = |texts: &[String]| texts.iter().map(OsString::from).collect();
         grant.edits.hooks.push(Hook {
             stage: edit.hook_name.clone(),
-            path: edit.path.clone().into(),
+            path: self.host.outside(Path::new(&edit.path)),
             arguments: words(&edit.args),
             environment: words(&edit.env),
             timeout: edit.timeout.map(|it| u32::try_from(it).unwrap_or(u32::MAX)),
