@@ -123,7 +123,7 @@ fn what_cdi_describes_is_granted(environment: &TestEnvironment<'_>) -> TestResul
     let text = start(
         environment,
         &["--device", "vendor.com/board=0"],
-        "echo $OTHER$VENDOR_COMMON; ls -d /dev/board* 2>&1",
+        "echo $OTHER$VENDOR_COMMON; ls -d /dev/board* 2>&1; true",
     )?
     .text()?;
     assert!(
@@ -261,6 +261,10 @@ fn cdi_list(environment: &TestEnvironment<'_>) -> TestResult {
         told.contains("again.json") && told.contains("broken.yaml"),
         "{told}"
     );
+    let edits = r#","mounts":[{"hostPath":"/a","containerPath":"/b"}],"hooks":[{"hookName":"createRuntime","path":"/c"}]"#;
+    let text = vendor("", edits).replace("board", "more");
+    put(environment, "host/etc/cdi/more.json", &text)?;
+    json::compare("cdi list", &[json::read(list(&["--json"]))?], &[]);
     Ok(())
 }
 
