@@ -11,23 +11,32 @@ use crate::squashfs::format::{METADATA_BLOCK, METADATA_UNCOMPRESSED};
 
 /// Compresses metadata blocks.
 pub(super) struct Packer {
-    encoder: Encoder,
+    /// None where they are stored as they are.
+    encoder: Option<Encoder>,
     output: Vec<u8>,
 }
 
 impl Packer {
-    pub(super) fn new(compression: Compression, block_size: u32) -> Result<Self, WriteError> {
+    /// A packer that compresses, or one that stores blocks as they are.
+    pub(super) fn new(
+        compression: Compression,
+        block_size: u32,
+        is_plain: bool,
+    ) -> Result<Self, WriteError> {
+        let encoder = || Encoder::new(compression, block_size).map_err(WriteError::Compress);
         Ok(Self {
-            encoder: Encoder::new(compression, block_size).map_err(WriteError::Compress)?,
+            encoder: (!is_plain).then(encoder).transpose()?,
             output: vec![0; encoder::output_size(compression, METADATA_BLOCK)],
         })
     }
 
     fn pack(&mut self, block: &[u8], packed: &mut Vec<u8>) -> Result<(), WriteError> {
-        let compressed = self
-            .encoder
-            .compress(block, &mut self.output)
-            .map_err(WriteError::Compress)?;
+        let compressed = match &mut self.encoder {
+            Some(encoder) => encoder
+                .compress(block, &mut self.output)
+                .map_err(WriteError::Compress)?,
+            None => None,
+        };
         let (flag, stored) = match compressed {
             Some(size) => (0, &self.output[..size]),
             None => (METADATA_UNCOMPRESSED, block),
