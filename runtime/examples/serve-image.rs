@@ -60,7 +60,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         gid: rustix::process::getgid().as_raw(),
         cache_bytes: number(0, 256)? << 20,
         unmounted: || {},
-        threads: number(1, std::thread::available_parallelism()?.get())?,
+        threads: Some(number(1, std::thread::available_parallelism()?.get())?),
     };
     let reader = Reader::open(File::open(image)?, 0)?;
     let device = mount(Path::new(directory))?;

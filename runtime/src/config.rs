@@ -148,8 +148,14 @@ impl Config {
     /// Counted when asked for: limits of control groups are in files, and a start has no time to read them.
     #[must_use]
     pub fn max_processors(&self) -> usize {
-        self.processors
+        self.processors()
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
+    /// Threads for parallel work, where a number is set.
+    #[must_use]
+    pub fn processors(&self) -> Option<usize> {
+        self.processors
     }
 
     /// Variables for hooks besides those of the process: the paths and switches of enroot, which its hooks ask for. Without a value

@@ -11,10 +11,12 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
+use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use cista_images::cancel::Cancel;
 use cista_images::squashfs::reader::{ReadError, Reader};
@@ -27,6 +29,9 @@ use super::{handover, loading, running, temporary};
 use crate::config::{Config, MountMethod};
 use crate::sys::process::Helper;
 use crate::{bundle, fuse, sys};
+
+/// How long the server gives a start the files that it will read unasked, after it has decoded them.
+const PATIENCE: Duration = Duration::from_millis(5);
 
 /// Why an image cannot be the lower layer.
 #[derive(Debug, thiserror::Error)]
@@ -200,19 +205,24 @@ fn serve(
     keep.extend(lock.as_ref().map(std::os::fd::AsRawFd::as_raw_fd));
     // Only the server gives its memory back piece by piece. Here it goes at once with the next execve, which also closes the file.
     let reader = ManuallyDrop::new(reader);
-    let starter_processor = rustix::thread::sched_getcpu();
+    let starter_processor = sched_getcpu();
+    let processors = sched_getaffinity(None).ok();
     let starting = sys::process::spawn_detached(c"cista-image", &keep, move || {
         let _held_until_the_end = lock;
+        if let Some(processors) = &processors {
+            let _ = sched_setaffinity(None, processors);
+        }
         let options = fuse::Options {
             uid: ids.0,
             gid: ids.1,
             cache_bytes: config.image_cache,
-            threads: config.max_processors(),
+            threads: config.processors(),
             unmounted: sys::process::end_elsewhere,
         };
         let foresight = program.map(|program| fuse::Foresight {
             files: Box::new(move |reader| loading::files(reader, &program)),
             reader_processor: starter_processor,
+            patience: PATIENCE,
         });
         // Nobody is there to be told: the container sees its mount fail.
         let _ = fuse::serve(
@@ -222,6 +232,16 @@ fn serve(
             foresight,
         );
     })?;
+    if let Some(mut others) = processors
+        && starter_processor < CpuSet::MAX_CPU
+    {
+        // The scheduler likes to put a child behind its parent, where it would wait until we wait for it. It takes the limit back itself.
+        others.unset(starter_processor);
+        if let Some(child) = i32::try_from(starting.pid()).ok().and_then(Pid::from_raw) {
+            // Fails where there is no other processor.
+            let _ = sched_setaffinity(Some(child), &others);
+        }
+    }
     Ok(Server {
         path,
         socket,

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use cista_images::squashfs::reader::{Inode, InodeKind, ReadError, Reader};
 
+use super::rootfs::Rootfs;
 use super::view::resolve;
 
 /// Most files that are named, and most libraries of one program that are looked for.
@@ -27,6 +28,9 @@ const MAX_HEADERS: usize = 64;
 
 /// Where distributions keep libraries, besides beside the dynamic linker itself.
 const LIBRARY_PATHS: [&str; 4] = ["/lib64", "/usr/lib64", "/lib", "/usr/lib"];
+
+/// Where the dynamic linker looks first (ld.so(8)).
+const LINKER_CACHE: &str = "/etc/ld.so.cache";
 
 /// Sizes and offsets of the 64-bit formats.
 const HEADER: usize = 64;
@@ -61,6 +65,29 @@ pub fn files(reader: &Reader, program: &Path) -> Vec<Inode> {
     files
 }
 
+/// The dynamic linker and the C library, where most images have them.
+#[cfg(target_arch = "x86_64")]
+const USUAL: (&str, &[&str]) = (
+    "/lib64/ld-linux-x86-64.so.2",
+    &["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/libc.so.6"],
+);
+#[cfg(target_arch = "aarch64")]
+const USUAL: (&str, &[&str]) = (
+    "/lib/ld-linux-aarch64.so.1",
+    &["/lib/aarch64-linux-gnu/libc.so.6", "/lib64/libc.so.6"],
+);
+
+/// Looks up what will be read to start a program. It has to be looked up sooner or later; sooner, the server of the image can give the content to the
+/// kernel while the rest of the container is made.
+pub(super) fn announce(rootfs: &Rootfs, program: &Path) {
+    if rootfs.file_type(program).is_some() && rootfs.file_type(Path::new(USUAL.0)).is_some() {
+        let _ = USUAL
+            .1
+            .iter()
+            .find(|path| rootfs.file_type(Path::new(path)).is_some());
+    }
+}
+
 /// Adds the dynamic linker of a program and the libraries that it names.
 fn libraries(reader: &Reader, elf: &Elf, files: &mut Vec<Inode>) {
     let Some(linker) = &elf.interpreter else {
@@ -72,6 +99,7 @@ fn libraries(reader: &Reader, elf: &Elf, files: &mut Vec<Inode>) {
     // The libraries of the linker's own C library stand beside it.
     let beside = Path::new("/").join(found.path.parent().unwrap_or(Path::new("")));
     files.extend(found.inode.filter(is_file));
+    files.extend(file(reader, Path::new(LINKER_CACHE)));
     for name in &elf.needed {
         let mut directories = std::iter::once(beside.as_path()).chain(LIBRARY_PATHS.map(Path::new));
         let library = directories.find_map(|directory| file(reader, &directory.join(name)));

@@ -31,7 +31,7 @@ use super::rootfs::{Create, Rootfs};
 use super::seed::Seed;
 use super::standard::{self, Standard};
 use super::view::View;
-use super::{home, login, running, usual};
+use super::{home, loading, login, running, usual};
 use crate::config::Config;
 use crate::devices::install::{InstallError, Target};
 use crate::devices::{DeviceError, Request};
@@ -269,7 +269,13 @@ pub fn prepare(
     // The server of the image is started before the namespaces: outside of the mount namespace, which it would keep alive itself, and
     // outside of the user namespace, where a container could get at it. It gets its device later.
     let program = early.as_ref().and_then(|plan| plan.program.clone());
-    let lower = image::prepare(source, config, (inner_uid, inner_gid), lock, program)?;
+    let lower = image::prepare(
+        source,
+        config,
+        (inner_uid, inner_gid),
+        lock,
+        program.clone(),
+    )?;
 
     // Everything we make has exactly the mode we say.
     let umask = rustix::process::umask(Mode::empty());
@@ -294,6 +300,9 @@ pub fn prepare(
     let seed = early.as_ref().and_then(|plan| plan.seed.as_ref());
     let layout = assemble(spec, config, &lower, &scratch, seed, tell, warn)?;
     let rootfs = Rootfs::new(layout.root);
+    if let Some(program) = &program {
+        loading::announce(&rootfs, program);
+    }
 
     // What the root says, before anything is put over its files.
     let mut plan = match early {

@@ -41,25 +41,15 @@ struct State {
 }
 
 /// The queue between the threads that answer and the helpers.
+#[derive(Default)]
 pub(super) struct Ahead {
     state: Mutex<State>,
     wake: Condvar,
-    most: usize,
     /// Counts what keeps the cache alive.
     uses: AtomicU64,
 }
 
 impl Ahead {
-    /// A queue for at most `most` helpers.
-    pub(super) fn new(most: usize) -> Self {
-        Self {
-            state: Mutex::default(),
-            wake: Condvar::new(),
-            most,
-            uses: AtomicU64::new(0),
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -69,8 +59,8 @@ impl Ahead {
         self.uses.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Adds jobs, perhaps none. Returns true when the caller should start a helper.
-    pub(super) fn add(&self, jobs: impl IntoIterator<Item = Job>) -> bool {
+    /// Adds jobs, perhaps none, for at most `most` helpers. Returns true when the caller should start one.
+    pub(super) fn add(&self, jobs: impl IntoIterator<Item = Job>, most: usize) -> bool {
         // Choosing jobs may read the image.
         let jobs: Vec<Job> = jobs.into_iter().collect();
         let added = jobs.len();
@@ -80,8 +70,7 @@ impl Ahead {
             state.jobs.pop_front();
         }
         let watch = std::mem::take(&mut state.unwatched);
-        let start =
-            state.helpers == 0 || (added > 0 && state.waiting == 0 && state.helpers < self.most);
+        let start = state.helpers == 0 || (added > 0 && state.waiting == 0 && state.helpers < most);
         if start {
             state.helpers += 1;
         }
@@ -95,10 +84,10 @@ impl Ahead {
         start
     }
 
-    /// Makes the caller a helper, which is to call [`Self::help`] then. False when there are enough.
-    pub(super) fn enlist(&self) -> bool {
+    /// Makes the caller a helper, which is to call [`Self::help`] then. False when there are `most` already.
+    pub(super) fn enlist(&self, most: usize) -> bool {
         let mut state = self.lock();
-        let room = state.helpers < self.most;
+        let room = state.helpers < most;
         if room {
             state.helpers += 1;
         }
@@ -234,16 +223,16 @@ mod tests {
         };
         assert!(file.hand_out(2, 4096, 4096));
         assert_eq!(file.wanted(&reader, 0, 4).collect::<Vec<_>>(), [0, 1, 3]);
-        let ahead = Ahead::new(1);
+        let ahead = Ahead::default();
         std::thread::scope(|scope| {
-            assert!(ahead.add([job(1), job(2), job(3)]));
+            assert!(ahead.add([job(1), job(2), job(3)], 1));
             scope.spawn(|| ahead.help(&reader));
             eventually(|| is_cached(1) && is_cached(3));
             assert!(!is_cached(2));
             // Twice: the helper must begin to watch again after it has slept for good.
             for number in [4, 5] {
                 eventually(|| reader.cached_bytes() == 0);
-                assert!(!ahead.add([job(number)]));
+                assert!(!ahead.add([job(number)], 1));
                 eventually(|| is_cached(number));
             }
             eventually(|| reader.cached_bytes() == 0);
@@ -253,7 +242,7 @@ mod tests {
             };
             drop(reader.cached(&block).unwrap());
             ahead.used();
-            assert!(!ahead.add([]));
+            assert!(!ahead.add([], 1));
             eventually(|| reader.cached_bytes() == 0);
             ahead.close();
         });

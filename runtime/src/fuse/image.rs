@@ -1,14 +1,16 @@
-//! What is served, and the first blocks of it, which are decoded before anybody asks for them.
+//! What is served, and who works where while a container starts.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{Builder, Scope};
 
 use cista_images::squashfs::reader::{Inode, ReadError, Reader};
-use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity, sched_yield};
+use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
 
-use super::ahead::{self, Ahead, Job};
+use super::ahead::Ahead;
+use super::connection::Connection;
 use super::content::OpenFiles;
+use super::early::{Early, Known};
 use super::nodes::Nodes;
 use super::{Foresight, Options};
 
@@ -16,8 +18,6 @@ use super::{Foresight, Options};
 pub(super) const STACK: usize = 256 << 10;
 /// Most threads that answer, and most that decode ahead: what a kernel can copy in parallel is used up long before.
 const MAX_THREADS: usize = 16;
-/// Most blocks that are decoded before the first READ: 8 MiB of the usual ones.
-const MAX_FORESEEN: u64 = 64;
 
 /// An image and what was read of it.
 pub(super) struct Image {
@@ -25,8 +25,14 @@ pub(super) struct Image {
     pub(super) nodes: Nodes,
     pub(super) files: OpenFiles,
     pub(super) ahead: Ahead,
-    /// Whether the foreseen blocks are still being decoded.
+    threads_asked: Option<usize>,
+    threads: OnceLock<usize>,
+    /// The mounted device, once there is one.
+    kernel: OnceLock<Connection>,
+    /// Whether the foreseen files are still being decoded and given to the kernel.
     starting: AtomicBool,
+    /// The files that the kernel has looked up while that is so.
+    known: Known,
 }
 
 impl Image {
@@ -39,8 +45,12 @@ impl Image {
             },
             reader,
             files: OpenFiles::default(),
-            ahead: Ahead::new(threads(options)),
+            ahead: Ahead::default(),
+            threads_asked: options.threads,
+            threads: OnceLock::new(),
+            kernel: OnceLock::new(),
             starting: AtomicBool::new(false),
+            known: Known::default(),
         }
     }
 
@@ -68,10 +78,14 @@ impl Image {
             .stack_size(STACK)
             .spawn_scoped(scope, move || {
                 let keep_out = theirs.map(Sharing::keep_out);
-                self.decode((foresight.files)(&self.reader));
+                Early::new(self, (foresight.files)(&self.reader)).provide(
+                    &self.kernel,
+                    &self.known,
+                    foresight.patience,
+                );
                 drop(keep_out);
                 self.starting.store(false, Ordering::Relaxed);
-                if self.ahead.enlist() {
+                if self.ahead.enlist(self.threads()) {
                     self.ahead.help(&self.reader);
                 }
             });
@@ -82,30 +96,24 @@ impl Image {
         }
     }
 
-    fn decode(&self, files: Vec<Inode>) {
-        let mut left = MAX_FORESEEN;
-        for inode in files {
-            let nodeid = self.nodes.id(inode.reference);
-            let Ok(file) = self.files.open(nodeid, &self.reader, || Ok(inode)) else {
-                continue;
-            };
-            let count = file.map.extent_count().min(left);
-            left -= count;
-            for number in 0..count {
-                if self.ahead.is_closed() {
-                    return;
-                }
-                ahead::decode(
-                    &self.reader,
-                    &Job {
-                        file: Arc::clone(&file),
-                        number,
-                    },
-                );
-                // Whoever was put behind us on this processor has more urgent things to do.
-                sched_yield();
-            }
+    /// Threads that may answer requests, and as many that may decode ahead. To find out how many processors there are takes a few files to be
+    /// read, for which a start has no time.
+    pub(super) fn threads(&self) -> usize {
+        let available = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = || self.threads_asked.unwrap_or_else(available);
+        *self.threads.get_or_init(|| threads().clamp(1, MAX_THREADS))
+    }
+
+    /// Notes that the kernel knows a node.
+    pub(super) fn is_known(&self, nodeid: u64) {
+        if self.is_starting() {
+            self.known.add(nodeid);
         }
+    }
+
+    /// The device is there and mounted.
+    pub(super) fn connected(&self, connection: Connection) -> &Connection {
+        self.kernel.get_or_init(|| connection)
     }
 }
 
@@ -177,9 +185,4 @@ impl Drop for Apart {
         let _ = sched_setaffinity(Some(self.0.server), &self.0.all);
         let _ = sched_setaffinity(None, &self.0.all);
     }
-}
-
-/// Threads that may answer requests, and as many that may decode ahead.
-pub(super) fn threads(options: &Options) -> usize {
-    options.threads.clamp(1, MAX_THREADS)
 }

@@ -19,8 +19,9 @@
 //!
 //! What was considered and left out:
 //!
-//! - Pushing the rest of a decoded block into the page cache (`FUSE_NOTIFY_STORE`): of the READs of a Python program that imports its
-//!   large libraries, one in eight would be spared, each at the price of copying what nobody asked for.
+//! - Pushing the rest of every decoded block into the page cache (`FUSE_NOTIFY_STORE`): of the READs of a Python program that imports its
+//!   large libraries, one in eight would be spared, each at the price of copying what nobody asked for. What a start reads is
+//!   another matter: almost all of it is known and wanted (`early`).
 //! - Tying a thread that answers to the processor of its caller: a round trip takes 3 instead of 9 microseconds when both share one,
 //!   but ten times longer when the guess is wrong and the processor busy. The scheduler guesses well, with one exception that
 //!   `image` sees to.
@@ -28,13 +29,15 @@
 //! - `splice`: pages that the kernel may keep must be fresh for each block, which costs as much as the copy that is saved.
 //!
 //! - `protocol`, `connection`, `handshake`: messages, the device, INIT
-//! - `image`: what is served, and what is decoded before the first request
+//! - `image`: what is served, and who works where while a container starts
+//! - `early`: what is decoded before the first request, and given to the kernel unasked
 //! - `server`: from requests to answers, and the threads
 //! - `nodes`, `listing`, `content`, `ahead`: attributes, READDIR, READ, decoding ahead
 
 mod ahead;
 mod connection;
 mod content;
+mod early;
 mod handshake;
 mod image;
 mod listing;
@@ -43,6 +46,7 @@ mod protocol;
 mod server;
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use cista_images::squashfs::reader::{Inode, Reader};
 use rustix::io::Errno;
@@ -56,6 +60,8 @@ pub struct Foresight {
     pub files: Files,
     /// The processor of the process that will read: decoding ahead leaves it alone, where there is another.
     pub reader_processor: usize,
+    /// How long to wait, after everything is decoded, for the kernel to know the files, which then get their content unasked.
+    pub patience: Duration,
 }
 
 /// How an image is served.
@@ -67,8 +73,8 @@ pub struct Options {
     pub gid: u32,
     /// Bytes of memory for decoded blocks.
     pub cache_bytes: usize,
-    /// Threads that may answer requests, and as many that may decode blocks ahead.
-    pub threads: usize,
+    /// Threads that may answer requests, and as many that may decode blocks ahead; None for as many as there are processors.
+    pub threads: Option<usize>,
     /// Called by the first thread that notices that the file system is gone, before anything is given back. It may end the process.
     pub unmounted: fn(),
 }
@@ -129,5 +135,5 @@ fn serve_image(
     if !handshake::shake(&connection)? {
         return Ok(());
     }
-    server::Server::new(connection, image, options).run()
+    server::Server::new(image.connected(connection), image, options).run()
 }

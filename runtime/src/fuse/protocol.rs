@@ -34,6 +34,12 @@ pub(super) mod opcode {
     pub(in super::super) const READDIRPLUS: u32 = 44;
 }
 
+/// Messages that nobody asked for, by `OutHeader::error`, with `OutHeader::unique` 0.
+pub(super) mod notification {
+    /// Content for the page cache of a file: a `NotifyStore`, then the content.
+    pub(in super::super) const STORE: i32 = 4;
+}
+
 /// `InitIn::flags` and `InitOut::flags`.
 pub(super) mod init {
     /// Several reads of one file may be under way.
@@ -222,6 +228,18 @@ pub(super) struct StatfsOut {
     pub(super) spare: [u32; 6],
 }
 
+/// What begins a notification to store content.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct NotifyStore {
+    pub(super) nodeid: u64,
+    /// Where in the file, in bytes.
+    pub(super) offset: u64,
+    /// In bytes.
+    pub(super) size: u32,
+    pub(super) padding: u32,
+}
+
 // Sizes are part of the ABI.
 const _: () = assert!(size_of::<InHeader>() == 40);
 const _: () = assert!(size_of::<OutHeader>() == 16);
@@ -233,3 +251,4 @@ const _: () = assert!(size_of::<ReadIn>() == 40);
 const _: () = assert!(size_of::<Dirent>() == 24);
 const _: () = assert!(size_of::<DirentPlus>() == 152);
 const _: () = assert!(size_of::<StatfsOut>() == 80);
+const _: () = assert!(size_of::<NotifyStore>() == 24);

@@ -10,7 +10,7 @@ use zerocopy::IntoBytes as _;
 
 use super::ahead::Job;
 use super::connection::{Connection, Request, RequestBuffer, answer_header};
-use super::image::{Image, STACK, threads};
+use super::image::{Image, STACK};
 use super::protocol::{GetxattrIn, ReadIn, opcode};
 use super::{Options, ServeError, content, listing, nodes};
 
@@ -25,8 +25,7 @@ fn ahead_count(streak: u32) -> u64 {
 /// A mounted image.
 pub(super) struct Server<'a> {
     image: &'a Image,
-    connection: Connection,
-    threads: usize,
+    connection: &'a Connection,
     unmounted: fn(),
     /// Threads that answer requests.
     serving: AtomicUsize,
@@ -75,11 +74,10 @@ impl From<Refusal> for Errno {
 }
 
 impl<'a> Server<'a> {
-    pub(super) fn new(connection: Connection, image: &'a Image, options: &Options) -> Self {
+    pub(super) fn new(connection: &'a Connection, image: &'a Image, options: &Options) -> Self {
         Self {
             image,
             connection,
-            threads: threads(options),
             unmounted: options.unmounted,
             serving: AtomicUsize::new(1),
             waiting: AtomicUsize::new(0),
@@ -137,7 +135,9 @@ impl<'a> Server<'a> {
                         .entry_out(&self.image.reader.inode(target.inode)?),
                     None => nodes::no_entry(),
                 };
-                send(self.connection.answer(header, &entry))
+                let answered = self.connection.answer(header, &entry);
+                self.image.is_known(entry.nodeid);
+                send(answered)
             }
             opcode::GETATTR => {
                 let attributes = self.image.nodes.attr_out(&self.image.inode(header.nodeid)?);
@@ -284,7 +284,7 @@ impl<'a> Server<'a> {
         if self.waiting.load(Ordering::Relaxed) > 0 {
             return;
         }
-        let room = |serving| (serving < self.threads).then_some(serving + 1);
+        let room = |serving| (serving < self.image.threads()).then_some(serving + 1);
         if self
             .serving
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
@@ -305,7 +305,7 @@ impl<'a> Server<'a> {
         scope: &'scope Scope<'scope, '_>,
         jobs: impl IntoIterator<Item = Job>,
     ) {
-        if self.image.ahead.add(jobs) {
+        if self.image.ahead.add(jobs, self.image.threads()) {
             let started = Builder::new()
                 .stack_size(STACK)
                 .spawn_scoped(scope, move || self.image.ahead.help(&self.image.reader));

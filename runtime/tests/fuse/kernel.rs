@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cista::fuse::{Options, ServeError, serve};
+use cista::fuse::{Foresight, Options, ServeError, serve};
 use cista_images::squashfs::reader::Reader;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 
@@ -78,6 +78,16 @@ pub(crate) fn entry(bytes: &[u8]) -> Entry {
 impl Kernel {
     /// Starts a server without INIT.
     pub(crate) fn bare(image: File, cache_bytes: usize, threads: usize) -> Self {
+        Self::foreseeing(image, cache_bytes, threads, None)
+    }
+
+    /// Starts a server that knows what will be read, without INIT.
+    pub(crate) fn foreseeing(
+        image: File,
+        cache_bytes: usize,
+        threads: usize,
+        foresight: Option<Foresight>,
+    ) -> Self {
         let (kernel, device) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -92,7 +102,7 @@ impl Kernel {
             uid: UID,
             gid: GID,
             cache_bytes,
-            threads,
+            threads: Some(threads),
             unmounted: || {},
         };
         let server = std::thread::spawn(move || {
@@ -100,7 +110,7 @@ impl Kernel {
                 move || Some(device),
                 Reader::open(image, 0).unwrap(),
                 &options,
-                None,
+                foresight,
             )
         });
         Self {
@@ -156,6 +166,18 @@ impl Kernel {
             assert_eq!(length, 16, "an error carries nothing");
             (unique, Err(-error))
         }
+    }
+
+    /// The next message, which nobody asked for, is content of a file: its node, offset and bytes.
+    pub(crate) fn receive_store(&mut self) -> (u64, u64, Vec<u8>) {
+        let mut message = vec![0; 1 << 21];
+        let length = rustix::io::read(self.socket.as_ref().unwrap(), &mut message[..]).unwrap();
+        message.truncate(length);
+        assert_eq!(u32_at(&message, 0) as usize, length);
+        assert_eq!((u32_at(&message, 4), u64_at(&message, 8)), (4, 0));
+        let content = message.split_off(40);
+        assert_eq!(u32_at(&message, 32) as usize, content.len());
+        (u64_at(&message, 16), u64_at(&message, 24), content)
     }
 
     pub(crate) fn ask(&mut self, opcode: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, i32> {

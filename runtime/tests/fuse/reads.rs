@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
 
 use cista_images::squashfs::reader::{Extent, Reader};
 use cista_images::tree::Tree;
 use proptest::prelude::*;
 
 use crate::image::{Builder, content};
-use crate::kernel::{Kernel, READ, read_in};
+use crate::kernel::{INIT, Kernel, READ, init_in, read_in};
 
 const EIO: i32 = 5;
 /// The pretended kernel's socket takes no larger messages.
@@ -45,6 +46,35 @@ fn expected(content: &[u8], offset: u64, size: u32) -> &[u8] {
         .min(usize::try_from(offset).unwrap_or(usize::MAX));
     let end = content.len().min(start.saturating_add(size as usize));
     &content[start..end]
+}
+
+#[test]
+fn what_is_foreseen_comes_unasked_once_it_is_known() {
+    let files = files(4096);
+    let foresight = cista::fuse::Foresight {
+        files: Box::new(|reader: &Reader| {
+            let find = |name: &[u8]| reader.walk(name).unwrap().unwrap();
+            vec![find(b"tail"), find(b"holes"), find(b"small")]
+        }),
+        reader_processor: usize::MAX,
+        patience: Duration::from_secs(60),
+    };
+    let mut kernel = Kernel::foreseeing(image(4096, &files), 1 << 20, 2, Some(foresight));
+    kernel.ask(INIT, 0, &init_in(7, 38)).unwrap();
+    // Not the first one, and one that was not foreseen.
+    kernel.lookup(1, b"whole").unwrap();
+    for name in ["holes", "tail", "small"] {
+        let content = &files.iter().find(|(found, _)| *found == name).unwrap().1;
+        let node = kernel.lookup(1, name.as_bytes()).unwrap().node;
+        let mut at = 0;
+        while at < content.len() {
+            let (stored, offset, bytes) = kernel.receive_store();
+            assert_eq!((stored, offset), (node, at as u64), "{name}");
+            assert!(bytes == content[at..at + bytes.len()], "{name} at {at}");
+            at += bytes.len();
+        }
+    }
+    kernel.stop().unwrap();
 }
 
 #[test]
