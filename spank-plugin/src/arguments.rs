@@ -21,21 +21,6 @@ pub(crate) struct Arguments {
     pub(crate) sbatch_support: bool,
     /// `importer=PATH`: a program that gets images.
     pub(crate) importer: Option<PathBuf>,
-    /// `mount=kernel|fuse|auto`: how images are mounted.
-    pub(crate) mount: Mount,
-    /// `trust=DIR[:DIR…]`: directories whose images the kernel may mount, besides files of root's.
-    pub(crate) trust: Vec<PathBuf>,
-}
-
-/// How images are mounted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mount {
-    /// By the kernel where that is allowed, otherwise by the program's server.
-    Auto,
-    /// By the kernel, or not at all.
-    Kernel,
-    /// By the program's server.
-    Fuse,
 }
 
 impl Default for Arguments {
@@ -47,8 +32,6 @@ impl Default for Arguments {
             job_scope: false,
             sbatch_support: true,
             importer: None,
-            mount: Mount::Fuse,
-            trust: Vec::new(),
         }
     }
 }
@@ -89,29 +72,18 @@ impl Arguments {
                 }
                 b"sbatch_support" => arguments.sbatch_support = switch()?,
                 b"importer" => arguments.importer = Some(path()?),
-                b"mount" => {
-                    arguments.mount = match value.as_bytes() {
-                        b"auto" => Mount::Auto,
-                        b"kernel" => Mount::Kernel,
-                        b"fuse" => Mount::Fuse,
-                        _ => return Err(wrong("`kernel`, `fuse` or `auto`")),
-                    };
-                }
-                b"trust" => {
-                    for directory in value.as_bytes().split(|&byte| byte == b':') {
-                        let directory = absolute(OsStr::from_bytes(directory));
-                        let directory =
-                            directory.ok_or_else(|| wrong("absolute paths, separated by `:`"))?;
-                        arguments.trust.push(directory);
-                    }
-                }
+                // The server of images is what there is to choose.
+                b"mount" => match value.as_bytes() {
+                    b"auto" | b"fuse" => {}
+                    _ => return Err(wrong("`fuse` or `auto`")),
+                },
                 // What they choose between in pyxis is always the better one here.
                 b"use_enroot_load" | b"use_squashfuse" => {
                     switch()?;
                 }
                 _ => {
                     return Err(wrong(
-                        "one of `program`, `runtime_path`, `execute_entrypoint`, `container_scope`, `sbatch_support`, `importer`, `mount`, `trust`",
+                        "one of `program`, `runtime_path`, `execute_entrypoint`, `container_scope`, `sbatch_support`, `importer`, `mount`",
                     ));
                 }
             }
@@ -153,8 +125,7 @@ mod tests {
         assert_eq!(arguments.runtime_path, Path::new("/run/pyxis"));
         assert!(arguments.job_scope && arguments.sbatch_support && !arguments.execute_entrypoint);
         assert_eq!(parse("").unwrap(), Arguments::default());
-        let trust = parse("mount=auto trust=/images:/opt/images").unwrap().trust;
-        assert_eq!(trust, [Path::new("/images"), Path::new("/opt/images")]);
+        parse("mount=auto").unwrap();
     }
 
     #[test]
@@ -164,8 +135,7 @@ mod tests {
             "execute_entrypoint=maybe",
             "container_scope=node",
             "importer=",
-            "mount=loop",
-            "trust=/a::/b",
+            "mount=kernel",
             "unknown=1",
             "word",
         ] {

@@ -1,13 +1,19 @@
 //! Starting the holder of a container: the `cista` program, as the job's user.
 //!
 //! It is started from the process of the node's first task, before that becomes the user, so that it builds while slurmstepd prepares the tasks. It
-//! is nobody's child there: a task must begin without children that its program does not know. It has a session of its own, no open
-//! file but its own five, none of the job's variables that would change what programs do, and never a path that the user chose to be executed.
+//! is nobody's child there: a task must begin without children that its program does not know. In between stands the [`helper`], the
+//! last process that is root: it waits for the word to go, starts the holder, and does for it what only root can, as long as the container is being built.
+//!
+//! The holder has a session of its own, no open file but its own six, none of the job's variables that would change what programs do, and
+//! what is executed is never a path that the user chose.
+//!
+//! Where the node has GPUs the word comes later, from the task's last hook: only then does the environment say which of them the step has.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{Gid, Uid};
@@ -15,13 +21,14 @@ use rustix::thread::{Gid, Uid};
 use crate::arguments::Arguments;
 use crate::ffi::process::{self, Fork, Program};
 use crate::ffi::slurm::Spank;
+use crate::helper::{self, User};
 use crate::options::{Options, split_name};
-use crate::wire::Text;
+use crate::wire::{self, Text};
 
 /// Where programs are looked for by the holder and by the hooks of the site.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Variables of the job that are not for the holder: they choose libraries, code or languages for programs in general. Those that end in `_` or `%`
+/// Variables of the job that are not for the holder: they choose libraries, code or languages for programs in general. Those that end in `_`
 /// stand for all that begin so.
 const NOT_PASSED_ON: &[&str] = &[
     "PATH",
@@ -59,12 +66,16 @@ const NOT_PASSED_ON: &[&str] = &[
     "PMI_FD",
 ];
 
-/// The user of a job.
-pub(crate) struct User {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) groups: Vec<u32>,
-}
+/// Devices whose presence makes the holder wait for what the step has of them.
+const GPUS: [&str; 4] = [
+    "/dev/nvidiactl",
+    "/dev/nvidia0",
+    "/dev/kfd",
+    "/dev/dri/renderD128",
+];
+
+/// The first file of a process besides standard input, output and error that is searched for a terminal, and the last.
+const FILES: std::ops::Range<i32> = 3..256;
 
 /// The open files of the holder, besides nothing as its input.
 pub(crate) struct Files<'a> {
@@ -74,17 +85,54 @@ pub(crate) struct Files<'a> {
     pub(crate) messages: BorrowedFd<'a>,
 }
 
-/// Starts the holder.
+/// A holder that waits for the word.
+pub(crate) struct Waiting(OwnedFd);
+
+impl Waiting {
+    /// Whether the word is to be given at once.
+    pub(crate) fn is_ready() -> bool {
+        !GPUS.iter().any(|path| Path::new(path).exists())
+    }
+
+    /// Gives the word, with the environment of the step.
+    ///
+    /// # Errors
+    ///
+    /// A text for the user.
+    pub(crate) fn go(
+        &self,
+        mut environment: Vec<OsString>,
+        uid: Option<u32>,
+    ) -> Result<(), String> {
+        // `srun --export=NONE` leaves nothing by which the user's settings, logins and containers could be found.
+        if !environment.iter().any(|it| name_of(it) == "HOME")
+            && let Some(home) = uid.and_then(process::home)
+        {
+            let mut assignment = OsString::from("HOME=");
+            assignment.push(home);
+            environment.push(assignment);
+        }
+        let mut text = Text::new();
+        for assignment in passed_on(environment) {
+            text.add("env", OsStr::from_bytes(assignment.as_bytes()));
+        }
+        text.into_file()
+            .and_then(|file| wire::send(&self.0, wire::YES, Some(file.as_fd())))
+            .map_err(|error| format!("cannot start `cista`: {error}"))
+    }
+}
+
+/// Prepares the start of the holder.
 ///
 /// # Errors
 ///
-/// A text for the user. Failures of the new process itself come as messages.
-pub(crate) fn start(
+/// A text for the user. Failures of the new processes come as messages.
+pub(crate) fn prepare(
     spank: &Spank,
     options: &Options,
     arguments: &Arguments,
     files: &Files<'_>,
-) -> Result<(), String> {
+) -> Result<Waiting, String> {
     let failed = |what: &str, error: io::Error| format!("cannot {what}: {error}");
     let user = match (spank.uid(), spank.gid(), spank.groups()) {
         (Some(uid), Some(gid), groups) => User {
@@ -94,19 +142,14 @@ pub(crate) fn start(
         },
         _ => return Err("Slurm does not tell who the job's user is".into()),
     };
+    let runtime_path = runtime_directory(&arguments.runtime_path, &user);
     let environment = spank.environment().unwrap_or_default();
-    let request = request(spank, options, arguments, &environment)
+    let request = request(spank, options, arguments, &environment, runtime_path)
         .into_file()
         .map_err(|error| failed("pass on what is asked for", error))?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| failed("open `/dev/null`", error.into()))?;
-    let path = CString::new(arguments.program.as_os_str().as_bytes())
-        .map_err(|_| "the path of the program has a NUL byte in it".to_owned())?;
-    let program = Program::new(
-        path,
-        vec![c"cista".into(), c"slurm".into(), c"step".into()],
-        passed_on(environment),
-    );
+    let (go, word) = wire::pair().map_err(|error| failed("make a socket", error))?;
     let starting = Starting {
         files: [
             null.as_raw_fd(),
@@ -116,49 +159,88 @@ pub(crate) fn start(
             files.requests.as_raw_fd(),
         ],
         user,
-        program,
-        shown: arguments.program.display().to_string(),
+        program: arguments.program.clone(),
     };
-    // The process in between ends at once, so that the holder is nobody's child.
+    // The process in between ends at once, so that the helper is nobody's child.
     match process::fork_silently().map_err(|error| failed("make a process", error))? {
         Fork::Child => match process::fork_silently() {
-            Ok(Fork::Child) => starting.become_program(),
+            Ok(Fork::Child) => starting.wait_and_start(&word),
             Ok(Fork::Parent(_)) => process::exit_now(0),
             Err(_) => process::exit_now(1),
         },
-        Fork::Parent(pid) if process::wait(pid) => Ok(()),
+        Fork::Parent(pid) if process::wait(pid) => Ok(Waiting(go)),
         Fork::Parent(_) => Err("cannot make a process for the container".into()),
     }
 }
 
-/// The new process, before it is the program.
+/// The helper, and the holder before it is the program.
 struct Starting {
     files: [i32; 5],
     user: User,
-    program: Program,
-    shown: String,
+    program: PathBuf,
 }
 
 impl Starting {
-    fn become_program(&self) -> ! {
-        let error = match self.give_up_everything() {
-            Ok(()) => self.program.execute(),
+    /// In the helper, which is root and has all files of slurmstepd's until it closes them.
+    fn wait_and_start(&self, word: &OwnedFd) -> ! {
+        // A session of its own: it gets no signals of terminals or of the tasks' process group.
+        let _ = rustix::process::setsid();
+        process::reset_signals();
+        let _ = rustix::thread::set_name(c"cista-helper");
+        // Other ends of the step's sockets would keep the holder from seeing that the step is over.
+        let mut files = self.files.to_vec();
+        files.push(word.as_raw_fd());
+        if process::keep_only(&files).is_err() {
+            process::exit_now(1);
+        }
+        let [null, out, err, request, requests, word] = [0, 1, 2, 3, 4, 5].map(process::adopt);
+        let Some(environment) = wire::receive(&word).and_then(|(_, files)| {
+            let records = wire::read(files.into_iter().next()?).ok()??;
+            Some(records.into_iter().map(|(_, value)| value))
+        }) else {
+            // The task is gone.
+            process::exit_now(0);
+        };
+        drop(word);
+        let program = Program::new(
+            CString::new(self.program.as_os_str().as_bytes()).unwrap_or_default(),
+            vec![c"cista".into(), c"slurm".into(), c"step".into()],
+            environment
+                .filter_map(|assignment| CString::new(assignment.into_vec()).ok())
+                .collect(),
+        );
+        let Ok((ours, theirs)) = wire::pair() else {
+            process::exit_now(1);
+        };
+        match process::fork_silently() {
+            Ok(Fork::Child) => self.become_program(&program, &theirs),
+            Ok(Fork::Parent(_)) => {
+                drop((null, out, err, request, requests, theirs));
+                helper::serve(&ours, &self.user);
+                process::exit_now(0)
+            }
+            Err(_) => process::exit_now(1),
+        }
+    }
+
+    /// In the holder.
+    fn become_program(&self, program: &Program, helper: &OwnedFd) -> ! {
+        let error = match self.give_up_everything(helper) {
+            Ok(()) => program.execute(),
             Err(error) => error,
         };
         let text = format!(
             "error: cannot execute `{}`: {error}\nhint: the administrator names the program by `program=PATH` in plugstack.conf, and installs it on every node\n",
-            self.shown
+            self.program.display()
         );
         let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
         process::exit_now(1)
     }
 
     /// Keeps of slurmstepd nothing but the working directory, the control group and the resource limits.
-    fn give_up_everything(&self) -> io::Result<()> {
-        // A session of its own: it gets no signals of terminals or of the tasks' process group.
+    fn give_up_everything(&self, helper: &OwnedFd) -> io::Result<()> {
         let _ = rustix::process::setsid();
-        process::reset_signals();
-        process::keep_only(&self.files)?;
+        process::keep_only(&[0, 1, 2, 3, 4, helper.as_raw_fd()])?;
         let groups: Vec<Gid> = self
             .user
             .groups
@@ -172,6 +254,29 @@ impl Starting {
         rustix::thread::set_thread_res_uid(uid, uid, uid)?;
         Ok(())
     }
+}
+
+/// Makes the user's directory for the state of running containers, as root: there may be no login that has made one.
+fn runtime_directory(parent: &Path, user: &User) -> Option<PathBuf> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let _ = rustix::fs::mkdir(parent, Mode::from_raw_mode(0o755));
+    let parent_fd = rustix::fs::open(parent, flags, Mode::empty()).ok()?;
+    let status = rustix::fs::fstat(&parent_fd).ok()?;
+    // Where others can put something, what is there may be a trap.
+    if status.st_uid != 0 || status.st_mode & 0o022 != 0 {
+        return None;
+    }
+    let name = user.uid.to_string();
+    match rustix::fs::mkdirat(&parent_fd, &name, Mode::from_raw_mode(0o700)) {
+        Ok(()) => {
+            let own = rustix::fs::openat(&parent_fd, &name, flags, Mode::empty()).ok()?;
+            let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+            rustix::fs::fchown(&own, Some(uid), Some(gid)).ok()?;
+        }
+        Err(rustix::io::Errno::EXIST) => {}
+        Err(_) => return None,
+    }
+    Some(parent.join(name))
 }
 
 /// The environment of the holder.
@@ -199,36 +304,41 @@ fn request(
     options: &Options,
     arguments: &Arguments,
     environment: &[OsString],
+    runtime_path: Option<PathBuf>,
 ) -> Text {
     let mut text = Text::new();
-    let mut number = |key, value: Option<u32>| {
+    for (key, value) in [
+        ("job", spank.job()),
+        ("step", spank.step()),
+        ("local-tasks", spank.local_tasks()),
+        ("tasks", spank.total_tasks()),
+    ] {
         if let Some(value) = value {
             text.add(key, value.to_string());
         }
-    };
-    number("job", spank.job());
-    number("step", spank.step());
-    number("local-tasks", spank.local_tasks());
-    number("tasks", spank.total_tasks());
-    if let Some(image) = &options.image {
-        text.add("image", image);
     }
     if let Some(value) = &options.name {
         let (name, mode) = split_name(value);
         text.add("name", name);
         text.add("mode", mode.unwrap_or(OsStr::new("auto")));
     }
-    for mount in &options.mounts {
-        text.add("mount", mount);
-    }
-    if let Some(directory) = &options.workdir {
-        text.add("workdir", directory);
-    }
-    if let Some(path) = &options.save {
-        text.add("save", path);
-    }
-    for name in &options.unshare {
-        text.add("unshare", name);
+    let command = spank.arguments().unwrap_or_default();
+    let is_batch = spank.step() == Some(crate::step::BATCH);
+    let importer = arguments.importer.as_ref().map(OsString::from);
+    let terminal = terminal();
+    let script = command.first().filter(|_| is_batch);
+    let one = [
+        ("image", options.image.as_ref()),
+        ("workdir", options.workdir.as_ref()),
+        ("save", options.save.as_ref()),
+        ("script", script),
+        ("importer", importer.as_ref()),
+        ("terminal", terminal.as_ref()),
+    ];
+    for (key, value) in one {
+        if let Some(value) = value {
+            text.add(key, value);
+        }
     }
     let entrypoint = options.entrypoint.unwrap_or(arguments.execute_entrypoint);
     for (key, value) in [
@@ -243,28 +353,31 @@ fn request(
             text.add(key, if value { "yes" } else { "no" });
         }
     }
-    for name in &options.environment {
-        let of_name = environment
-            .iter()
-            .find(|assignment| name_of(assignment) == name.as_os_str());
-        if let Some(assignment) = of_name {
+    for mount in &options.mounts {
+        text.add("mount", mount);
+    }
+    for name in &options.unshare {
+        text.add("unshare", name);
+    }
+    for assignment in environment {
+        if options.environment.contains(name_of(assignment)) {
             text.add("env", assignment);
         }
-    }
-    let command = spank.arguments().unwrap_or_default();
-    if spank.step() == Some(crate::step::BATCH)
-        && let Some(script) = command.first()
-    {
-        text.add("script", script);
     }
     for word in &command {
         text.add("command", word);
     }
-    if let Some(importer) = &arguments.importer {
-        text.add("importer", importer);
+    if let Some(path) = runtime_path {
+        text.add("runtime-path", path);
     }
-    text.add("runtime-path", &arguments.runtime_path);
     text
+}
+
+/// The terminal of the step, which slurmstepd has opened for its first task: that of `srun --pty`.
+fn terminal() -> Option<OsString> {
+    FILES
+        .filter_map(process::terminal)
+        .find(|path| path.as_bytes().starts_with(b"/dev/pts/"))
 }
 
 /// The name of a variable in `NAME=VALUE`.

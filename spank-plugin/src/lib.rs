@@ -21,7 +21,8 @@
 //! - [`arguments`]: what the administrator says in plugstack.conf
 //! - [`options`]: what the user asks for, on the command line or by variables
 //! - [`local`]: the plugin in srun, salloc and sbatch
-//! - [`step`]: the plugin in slurmstepd; [`holder`]: starting the holder; [`join`]: entering the container
+//! - [`step`]: the plugin in slurmstepd; [`holder`]: starting the holder, and the [`helper`] that is root; [`join`]: entering the
+//!   container
 //! - [`wire`]: how plugin and holder talk
 //!
 //! **It fails closed.** A task whose container cannot be had ends before it is executed, whether plugstack.conf calls the plugin required or
@@ -29,6 +30,7 @@
 
 mod arguments;
 mod ffi;
+mod helper;
 mod holder;
 mod join;
 mod local;

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use crate::arguments::Arguments;
 use crate::ffi::slurm::{self, Context, Spank, SpankOption};
 use crate::options::OPTIONS;
-use crate::state;
+use crate::{message, state};
 
 /// The options as Slurm takes them.
 struct Table(Vec<SpankOption>);
@@ -81,6 +81,9 @@ pub(crate) fn check() -> Result<(), ()> {
             return Err(());
         }
         if state.options.wants_container() {
+            if is_verbose(&slurm::host_arguments()) {
+                slurm::set_host_variable(message::VERBOSE, "1");
+            }
             // With wrong settings no container can be had, and the tasks would only say so later.
             return match &state.arguments {
                 Some(Ok(_)) => Ok(()),
@@ -94,4 +97,46 @@ pub(crate) fn check() -> Result<(), ()> {
         }
         Ok(())
     })
+}
+
+/// Whether srun was called with `-v`: slurmstepd, whose messages the user sees, is not told. The options are over at the first word that is none
+/// and no option's value.
+fn is_verbose(arguments: &[OsString]) -> bool {
+    if slurm::host_variable("SLURM_DEBUG").is_some_and(|level| level != "0" && !level.is_empty()) {
+        return true;
+    }
+    let mut may_be_value = false;
+    for word in arguments.iter().skip(1) {
+        let word = word.as_encoded_bytes();
+        match word {
+            b"--verbose" => return true,
+            b"--" => return false,
+            [b'-', b'v', rest @ ..] if rest.iter().all(|&byte| byte == b'v') => return true,
+            [b'-', ..] => may_be_value = !word.contains(&b'='),
+            _ if may_be_value => may_be_value = false,
+            _ => return false,
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verbose_is_an_option_before_the_command() {
+        for (line, expected) in [
+            ("srun -v true", true),
+            ("srun -n 2 -vv true", true),
+            ("srun --mpi=pmix --verbose x", true),
+            ("srun -n 2 true -v", false),
+            ("srun -n2 -- -v", false),
+            ("srun -x=1 true -v", false),
+            ("srun", false),
+        ] {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            assert_eq!(is_verbose(&words), expected, "{line}");
+        }
+    }
 }

@@ -3,18 +3,18 @@
 //! Only [`prepare_task`] acts as root on behalf of the user, by starting the holder. Nothing here fails in a way that makes Slurm drain the
 //! node: what is wrong is kept, and told by the tasks that end because of it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::pipe::PipeFlags;
 
 use crate::ffi::slurm::{self, Spank};
-use crate::holder::{self, Files, name_of};
+use crate::holder::{self, Files, Waiting, name_of};
 use crate::{join, message, state, wire};
 
 /// The step of a batch script.
@@ -38,10 +38,16 @@ pub(crate) struct Step {
     messages: Messages,
     /// The holder's end of them.
     messages_end: Option<OwnedFd>,
+    /// A counter that all tasks have (eventfd(2)): how many of them have the container.
+    joined: OwnedFd,
     /// Tasks on this node.
     tasks: u32,
     /// Those that have ended.
     ended: u32,
+    /// Whether one of them was killed.
+    was_killed: bool,
+    /// The holder, in the process that gives it the word.
+    waiting: Option<Waiting>,
     /// Why there will be no container.
     failure: Option<String>,
 }
@@ -108,7 +114,19 @@ pub(crate) fn prepare_task(spank: &Spank) {
             requests: requests.as_fd(),
             messages: messages.as_fd(),
         };
-        step.failure = holder::start(spank, &state.options, arguments, &files).err();
+        let prepared = holder::prepare(spank, &state.options, arguments, &files);
+        let started = prepared.and_then(|waiting| {
+            if Waiting::is_ready() {
+                waiting.go(spank.environment().unwrap_or_default(), spank.uid())?;
+                Ok(None)
+            } else {
+                Ok(Some(waiting))
+            }
+        });
+        match started {
+            Ok(waiting) => step.waiting = waiting,
+            Err(problem) => step.failure = Some(problem),
+        }
     });
 }
 
@@ -139,6 +157,13 @@ pub(crate) fn enter(spank: &Spank) -> bool {
         {
             message::set_node(&String::from_utf8_lossy(name));
         }
+        if environment
+            .iter()
+            .any(|text| name_of(text) == message::VERBOSE)
+        {
+            message::be_verbose();
+            spank.remove_variable(OsStr::new(message::VERBOSE));
+        }
         if let Some(problem) = &state.refused {
             if is_first {
                 message::error(problem);
@@ -152,14 +177,22 @@ pub(crate) fn enter(spank: &Spank) -> bool {
             message::error(problem);
             return false;
         }
+        if let Some(waiting) = step.waiting.take()
+            && let Err(problem) = waiting.go(environment.clone(), spank.uid())
+        {
+            message::error(problem);
+            return false;
+        }
         let Some((_, files)) = step.ask(wire::JOIN, is_first) else {
-            if is_first {
-                message::error("the container could not be started, so the step does not run");
+            // Mostly the holder has said why.
+            if is_first && !step.messages.had_error {
+                message::error("the container could not be started: `cista` has ended");
             } else {
                 slurm::verbose("cista: the container could not be started");
             }
             return false;
         };
+        let _ = rustix::io::write(&step.joined, &1_u64.to_ne_bytes());
         match join::join(spank, files, &state.options, &environment) {
             Ok(()) => true,
             Err(problem) => {
@@ -170,18 +203,29 @@ pub(crate) fn enter(spank: &Spank) -> bool {
     })
 }
 
-/// A task has ended. After the last one the container is saved: a little later Slurm kills what is left of the step.
-pub(crate) fn task_has_ended() {
+/// A task has ended. With the last one the holder finishes where that is some work: a little later Slurm kills what is left of the step.
+///
+/// A step that was killed is not saved: Slurm waits a minute for it to be gone, and drains the node then.
+pub(crate) fn task_has_ended(spank: &Spank) {
     state::with(|state| {
         let Some(step) = &mut state.step else {
             return;
         };
         step.ended += 1;
-        if step.ended == step.tasks && state.options.save.is_some() {
-            let saved = step
-                .ask(wire::SAVE, true)
-                .is_some_and(|(byte, _)| byte == b'+');
-            if !saved {
+        step.was_killed |= spank.was_killed();
+        let has_importer = matches!(&state.arguments, Some(Ok(it)) if it.importer.is_some());
+        let saves = state.options.save.is_some();
+        if step.was_killed {
+            if saves && step.ended == step.tasks {
+                message::error("the container was not saved, since the step was killed");
+            }
+            return;
+        }
+        if step.ended == step.tasks && (saves || has_importer) && step.was_joined() {
+            let finished = step
+                .ask(wire::FINISH, true)
+                .is_some_and(|(byte, _)| byte == wire::YES);
+            if saves && !finished {
                 message::error("the container was not saved");
             }
         }
@@ -211,24 +255,34 @@ impl Step {
             rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // The holder's end is an ordinary one.
         rustix::fs::fcntl_setfl(&messages_end, rustix::fs::OFlags::empty())?;
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         Ok(Self {
+            joined: rustix::event::eventfd(0, flags)?,
             requests,
             holder_end: Some(holder_end),
             messages: Messages {
                 pipe: messages.into(),
                 rest: Vec::new(),
+                had_error: false,
             },
             messages_end: Some(messages_end),
             tasks,
             ended: 0,
+            was_killed: false,
+            waiting: None,
             failure: None,
         })
+    }
+
+    /// Whether a task has got the container. Before, the holder may be busy for long, and has nothing to finish.
+    fn was_joined(&self) -> bool {
+        matches!(rustix::io::read(&self.joined, &mut [0; 8]), Ok(8))
     }
 
     /// Asks the holder, and waits for its answer as long as it lives. `tells` where its messages are passed on meanwhile.
     fn ask(&mut self, letter: u8, tells: bool) -> Option<(u8, Vec<OwnedFd>)> {
         let (answer, theirs) = wire::pair().ok()?;
-        let asked = wire::ask(&self.requests, letter, theirs.as_fd());
+        let asked = wire::send(&self.requests, letter, Some(theirs.as_fd()));
         drop(theirs);
         let mut received = None;
         if asked.is_ok() {
@@ -246,6 +300,8 @@ impl Step {
 struct Messages {
     pipe: File,
     rest: Vec<u8>,
+    /// Whether there was an error among them.
+    had_error: bool,
 }
 
 impl Messages {
@@ -299,14 +355,14 @@ impl Messages {
             match self.pipe.read(&mut buffer) {
                 Ok(0) => {
                     let rest = std::mem::take(&mut self.rest);
-                    message::pass_on(&String::from_utf8_lossy(&rest));
+                    self.had_error |= message::pass_on(&String::from_utf8_lossy(&rest));
                     return false;
                 }
                 Ok(length) => {
                     self.rest.extend_from_slice(&buffer[..length]);
                     while let Some(end) = self.rest.iter().position(|&byte| byte == b'\n') {
                         let line: Vec<u8> = self.rest.drain(..=end).collect();
-                        message::pass_on(&String::from_utf8_lossy(&line));
+                        self.had_error |= message::pass_on(&String::from_utf8_lossy(&line));
                     }
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}

@@ -5,7 +5,7 @@
 //! version, the last that nothing is missing.
 //!
 //! The way between tasks and holder is a pair of sockets that keep messages apart. The holder has one end, slurmstepd and, until they are executed, its
-//! tasks have the other: when it is closed everywhere the step is over. A message is one letter, [`JOIN`] or [`SAVE`], and a socket for the
+//! tasks have the other: when it is closed everywhere the step is over. A message is one letter, [`JOIN`] or [`FINISH`], and a socket for the
 //! answer, which is one byte, with the text and the descriptors that it names.
 
 use std::ffi::{OsStr, OsString};
@@ -24,8 +24,12 @@ use rustix::net::{
 
 /// A task asks for the container.
 pub(crate) const JOIN: u8 = b'j';
-/// slurmstepd asks for the container to be saved.
-pub(crate) const SAVE: u8 = b's';
+/// slurmstepd says that the tasks have ended: the container is saved where that was asked for, and what was made for it is removed.
+pub(crate) const FINISH: u8 = b'f';
+/// Done.
+pub(crate) const YES: u8 = b'+';
+/// Not done.
+pub(crate) const NO: u8 = b'-';
 
 /// The first record. Plugin and program are of one release, or say that they are not.
 const VERSION: &str = "cista-step=1";
@@ -119,19 +123,21 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     )?)
 }
 
-/// Sends a letter and the socket for the answer.
+/// Sends a letter, with a file where there is one: with a question it is the socket for the answer.
 ///
 /// # Errors
 ///
-/// EPIPE where the holder is gone.
-pub(crate) fn ask(holder: impl AsFd, letter: u8, answer: BorrowedFd<'_>) -> io::Result<()> {
-    let files = [answer];
+/// EPIPE where the other end is closed.
+pub(crate) fn send(socket: impl AsFd, letter: u8, file: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&files));
+    let files: Vec<BorrowedFd<'_>> = file.into_iter().collect();
+    if !files.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&files));
+    }
     rustix::io::retry_on_intr(|| {
         rustix::net::sendmsg(
-            holder.as_fd(),
+            socket.as_fd(),
             &[IoSlice::new(&[letter])],
             &mut control,
             SendFlags::NOSIGNAL,
@@ -203,13 +209,13 @@ mod tests {
     fn answers_and_silence() {
         let (ours, theirs) = pair().unwrap();
         let (answer, other) = pair().unwrap();
-        ask(&ours, JOIN, other.as_fd()).unwrap();
+        send(&ours, JOIN, Some(other.as_fd())).unwrap();
         drop(other);
         let (letter, files) = receive(&theirs).unwrap();
         assert_eq!((letter, files.len()), (JOIN, 1));
         drop((letter, files));
         assert!(receive(&answer).is_none());
         drop(theirs);
-        assert!(ask(&ours, SAVE, answer.as_fd()).is_err());
+        assert!(send(&ours, FINISH, Some(answer.as_fd())).is_err());
     }
 }

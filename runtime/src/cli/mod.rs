@@ -177,7 +177,8 @@ fn parse() -> Cli {
         return match slurm::Args::of_step(&words) {
             Some(args) => Cli {
                 verbose: false,
-                log_format: None,
+                // The plugin reads the messages.
+                log_format: Some(LogFormat::Text),
                 command: Command::Slurm(args),
             },
             None => Cli::parse(),

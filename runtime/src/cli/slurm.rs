@@ -3,11 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{self, ExitCode, Stdio};
 use std::time::Instant;
 
 use cista_images::cancel::Cancel;
+use cista_images::unpack;
 use rustix::thread::UnshareFlags;
 
 use super::import::{ImageOptions, SourceOptions};
@@ -17,14 +19,15 @@ use crate::container::additions::Additions;
 use crate::container::environment::Environment;
 use crate::container::identity_map::{self, IdMap};
 use crate::container::join::{self, Handles};
-use crate::container::named::{Container, ContainerError, Creation};
+use crate::container::named::{Container, ContainerError, Content, Creation};
 use crate::container::plan::Plan;
 use crate::container::rootfs::Rootfs;
 use crate::container::view::View;
-use crate::container::{Root, Spec, accounts, export, named, running, standard};
+use crate::container::{Root, Spec, accounts, export, named, running, standard, temporary};
 use crate::devices;
 use crate::slurm::answer::Answer;
 use crate::slurm::build::{self, BuildError, Construction};
+use crate::slurm::helper::Helper;
 use crate::slurm::request::{ImageSource, Mode, Request};
 use crate::slurm::{channel, entrypoint};
 use crate::{sys, ui};
@@ -33,6 +36,8 @@ use crate::{sys, ui};
 const REQUEST: RawFd = 3;
 /// The socket on which tasks ask.
 const TASKS: RawFd = 4;
+/// The socket of the process that is root.
+const HELPER: RawFd = 5;
 
 /// Parts of steps of Slurm
 #[derive(Debug, clap::Args)]
@@ -107,6 +112,11 @@ enum StepError {
     NoImage { name: String },
     #[error("cannot execute `/proc/self/exe`")]
     Again(#[source] io::Error),
+    #[error("`{importer} get` failed")]
+    Importer {
+        importer: PathBuf,
+        source: io::Error,
+    },
     #[error("cannot pass the container on to the tasks")]
     Answer(#[source] io::Error),
 }
@@ -127,6 +137,7 @@ fn step(args: StepArgs, context: &Context) -> Outcome {
         config: config_for(&request, &context.config),
         context,
         request,
+        helper: sys::process::inherited(HELPER).ok().map(Helper::new),
     };
     let found = step.find()?;
     let (handles, image, keeper) = match found {
@@ -138,6 +149,9 @@ fn step(args: StepArgs, context: &Context) -> Outcome {
         Found::Stopped(container) => step.start_named(container)?,
         Found::Nothing => step.start_new(&tasks, args.resolved)?,
     };
+    // Root is not needed any more: the last copy of its socket goes.
+    step.helper = None;
+    drop(sys::process::take(HELPER));
     let environment = config::host_variable;
     let is_own = |name: &OsStr| is_of_task(name, &environment);
     let answer = Answer::new(handles, &is_own).map_err(StepError::Answer)?;
@@ -145,8 +159,13 @@ fn step(args: StepArgs, context: &Context) -> Outcome {
         "verbose: container ready in {} ms ({image})",
         began.elapsed().as_millis()
     ));
-    step.serve(&tasks, &answer, &keeper);
+    let finished = step.serve(&tasks, &answer, &keeper);
+    // The container ends with the descriptors, and is no longer written to then.
+    drop(answer);
     keeper.clean_up();
+    if let Some((socket, byte)) = finished {
+        let _ = channel::send(socket, byte, &[]);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -159,6 +178,9 @@ fn config_for(request: &Request, config: &Config) -> Config {
     // The tasks are slurmstepd's children, and only children are in another namespace of process ids.
     config.namespaces.pid = false;
     config.slurm_pmi = true;
+    if let Some(path) = request.runtime_path.as_ref().filter(|path| path.is_dir()) {
+        config.runtime_path.clone_from(path);
+    }
     config
 }
 
@@ -194,16 +216,28 @@ enum Found {
 struct Keeper {
     /// The container that is saved.
     saved: Option<Container>,
-    /// The container that is removed.
-    removed: Option<Container>,
+    /// The directory of a container that is removed.
+    removed: Option<PathBuf>,
+    /// The program that has got the image, and is told that it is not needed any more.
+    importer: Option<PathBuf>,
 }
 
 impl Keeper {
     fn clean_up(self) {
-        if let Some(container) = self.removed
-            && let Err(error) = container.remove()
+        if let Some(path) = &self.removed
+            && let Err(error) = unpack::remove_tree(path)
         {
             ui::warning(ui::chain(&error));
+        }
+        if let Some(importer) = &self.importer {
+            let released = process::Command::new(importer)
+                .arg("release")
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .status();
+            if !released.is_ok_and(|status| status.success()) {
+                ui::warning(format_args!("`{} release` failed", importer.display()));
+            }
         }
     }
 }
@@ -213,6 +247,7 @@ struct Step<'a> {
     request: Request,
     config: Config,
     context: &'a Context,
+    helper: Option<Helper>,
 }
 
 impl Step<'_> {
@@ -304,10 +339,11 @@ impl Step<'_> {
 
     fn start_named(&self, container: Container) -> Result<(Handles, String, Keeper), Failure> {
         let shown = format!("container {}", container.name.display());
-        let handles = self.build(Root::Container(container.clone()))?;
+        let (handles, mount) = self.build(Root::Container(container.clone()))?;
+        let shown = format!("{shown}, mount {mount}");
         let keeper = Keeper {
             saved: Some(container),
-            removed: None,
+            ..Keeper::default()
         };
         Ok((handles, shown, keeper))
     }
@@ -318,11 +354,29 @@ impl Step<'_> {
         tasks: &OwnedFd,
         resolved: Option<PathBuf>,
     ) -> Result<(Handles, String, Keeper), Failure> {
-        let image = self.image(tasks, resolved)?;
+        let (image, importer) = self.image(tasks, resolved)?;
+        let mut keeper = Keeper {
+            importer,
+            ..Keeper::default()
+        };
         let shown = format!("image {}", image.display());
+        let made = self.start_image(image, &mut keeper);
+        match made {
+            Ok((handles, mount)) => Ok((handles, format!("{shown}, mount {mount}"), keeper)),
+            Err(failure) => {
+                keeper.clean_up();
+                Err(failure)
+            }
+        }
+    }
+
+    fn start_image(
+        &mut self,
+        image: PathBuf,
+        keeper: &mut Keeper,
+    ) -> Result<(Handles, String), Failure> {
         if self.request.name.is_none() && self.request.save.is_none() {
-            let handles = self.build(Root::Image(image))?;
-            return Ok((handles, shown, Keeper::default()));
+            return self.build(Root::Image(image));
         }
         let name = self.request.container_name();
         let creation = Creation {
@@ -341,31 +395,28 @@ impl Step<'_> {
             Err(error) => return Err(Failure::from(error).during("preparing the container")),
             Ok(()) => {}
         }
-        let container = Container::open(&self.config.data_path, &name)?;
+        let mut container = Container::open(&self.config.data_path, &name)?;
         if self.request.name.is_none() {
-            // What is saved is what the tasks have changed.
+            // What is saved is what the tasks have changed. Under its new name, it is removed sooner or later also where nobody is left to do so.
             self.config.writable = self.request.writable.unwrap_or(true);
+            container = hidden(container, &self.config.data_path)?;
+            keeper.removed = Some(container.directory.clone());
         }
-        let keeper = Keeper {
-            saved: Some(container.clone()),
-            removed: self.request.name.is_none().then(|| container.clone()),
-        };
-        match self.build(Root::Container(container)) {
-            Ok(handles) => Ok((handles, shown, keeper)),
-            Err(failure) => {
-                keeper.clean_up();
-                Err(failure)
-            }
-        }
+        keeper.saved = Some(container.clone());
+        self.build(Root::Container(container))
     }
 
-    /// The image file: as it was named, or in the store. This process executes itself again after an import, which has threads.
-    fn image(&self, tasks: &OwnedFd, resolved: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    /// The image file: as it was named, in the store, or from the site's importer, which is given too. This process executes itself again after an import, which has threads.
+    fn image(
+        &self,
+        tasks: &OwnedFd,
+        resolved: Option<PathBuf>,
+    ) -> Result<(PathBuf, Option<PathBuf>), Failure> {
         if let Some(path) = resolved {
-            return Ok(path);
+            return Ok((path, None));
         }
         let uri = match self.request.source() {
-            Some(ImageSource::File(path)) => return Ok(path),
+            Some(ImageSource::File(path)) => return Ok((path, None)),
             Some(ImageSource::Uri(uri)) => uri,
             None => return Err(Failure::new(io::Error::other("no image is asked for"))),
         };
@@ -373,10 +424,15 @@ impl Step<'_> {
         std::thread::spawn(move || {
             channel::wait_until_closed(&tasks);
             // Whoever wanted the image is gone. What has arrived of it stays in the store; an image file appears whole or not at all.
-            std::process::exit(1);
+            process::exit(1);
         });
         if self.tells() {
             ui::message(format_args!("importing docker image: {uri}"));
+        }
+        if let Some(importer) = &self.request.importer {
+            let path =
+                get(importer, &uri).map_err(|failure| failure.during("importing the image"))?;
+            return Ok((path, Some(importer.clone())));
         }
         let wanted = stored::Wanted {
             uri: &uri,
@@ -389,7 +445,9 @@ impl Step<'_> {
         if self.tells() {
             ui::message(format_args!("imported docker image: {uri}"));
         }
-        sys::process::close_on_exec_but(&[REQUEST, TASKS])?;
+        let mut files = vec![REQUEST, TASKS];
+        files.extend(self.helper.is_some().then_some(HELPER));
+        sys::process::close_on_exec_but(&files)?;
         let words = ["cista", "slurm", "step", "--resolved"].map(OsString::from);
         let words = words
             .into_iter()
@@ -402,7 +460,17 @@ impl Step<'_> {
     fn spec(&self, root: Root) -> Result<Spec, Failure> {
         let mut mounts = self.request.entries()?;
         if let Some(script) = &self.request.script {
-            mounts.extend(build::script_mount(script));
+            let options = "x-create=file,bind,ro,nosuid,nodev";
+            mounts.extend(build::file_mount(script, script, options));
+        }
+        if let Some(terminal) = &self.request.terminal {
+            // Where ttyname(3) finds it.
+            let console = Path::new("/dev/console");
+            mounts.extend(build::file_mount(
+                terminal,
+                console,
+                "x-create=file,bind,nofail,silent",
+            ));
         }
         let mut files = Vec::new();
         let additions = Additions::load(&self.config.sources)?;
@@ -425,10 +493,11 @@ impl Step<'_> {
             },
             files,
             without_entrypoint: !self.request.entrypoint,
+            helper: self.helper.clone(),
         })
     }
 
-    fn build(&self, root: Root) -> Result<Handles, Failure> {
+    fn build(&self, root: Root) -> Result<(Handles, String), Failure> {
         let spec = self.spec(root)?;
         let during = "starting the container";
         let built = build::build(
@@ -443,25 +512,30 @@ impl Step<'_> {
             &|error| ui::failure(&failure(error).during(during)),
         );
         match built.map_err(|error| failure(error).during(during))? {
-            Some(handles) => Ok(handles),
+            Some(built) => Ok(built),
             // It was shown where it happened.
             None => sys::process::exit(1),
         }
     }
 
-    /// Answers until the step is over.
-    fn serve(&self, tasks: &OwnedFd, answer: &Answer, keeper: &Keeper) {
+    /// Answers until the step is over. Gives the socket on which that was said, and the answer to it.
+    fn serve(&self, tasks: &OwnedFd, answer: &Answer, keeper: &Keeper) -> Option<(OwnedFd, u8)> {
         let files: Vec<BorrowedFd<'_>> = answer.files.iter().map(|file| file.as_fd()).collect();
-        while let Some((letter, sockets)) = channel::receive(tasks) {
-            let Some(socket) = sockets.first() else {
+        loop {
+            let (letter, sockets) = channel::receive(tasks)?;
+            let Some(socket) = sockets.into_iter().next() else {
                 continue;
             };
-            // A task that is gone needs no answer.
-            let _ = match letter {
-                channel::JOIN => channel::send(socket, channel::YES, &files),
-                channel::SAVE if self.save(keeper) => channel::send(socket, channel::YES, &[]),
-                _ => channel::send(socket, channel::NO, &[]),
-            };
+            match letter {
+                channel::FINISH if self.request.save.is_none() || self.save(keeper) => {
+                    return Some((socket, channel::YES));
+                }
+                channel::FINISH => return Some((socket, channel::NO)),
+                // A task that is gone needs no answer.
+                _ => {
+                    let _ = channel::send(socket, channel::YES, &files);
+                }
+            }
         }
     }
 
@@ -507,6 +581,50 @@ fn failure(error: BuildError) -> Failure {
             Failure::new(error).with_hint("`--no-container-entrypoint` does without it")
         }
         error => error.into(),
+    }
+}
+
+/// Gives a container a name under which it is removed as what a dead process has left.
+fn hidden(container: Container, data_path: &Path) -> Result<Container, Failure> {
+    let directory = temporary::path(data_path, &container.name);
+    std::fs::rename(&container.directory, &directory)?;
+    let moved = |path: PathBuf| directory.join(path.file_name().unwrap_or_default());
+    Ok(Container {
+        content: match container.content {
+            Content::Image(image) => Content::Image(moved(image)),
+            Content::Tree(tree) => Content::Tree(moved(tree)),
+        },
+        directory: directory.clone(),
+        ..container
+    })
+}
+
+/// Has the site's importer get an image: it prints the path of a file.
+fn get(importer: &Path, uri: &str) -> Result<PathBuf, Failure> {
+    let failed = |source| StepError::Importer {
+        importer: importer.to_owned(),
+        source,
+    };
+    let mut command = process::Command::new(importer);
+    command
+        .args(["get", uri])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    // It ends with the step.
+    let output = sys::child::spawn_bound(&mut command)
+        .and_then(process::Child::wait_with_output)
+        .map_err(failed)?;
+    if !output.status.success() {
+        return Err(failed(io::Error::other(output.status.to_string())).into());
+    }
+    let path = PathBuf::from(OsStr::from_bytes(output.stdout.trim_ascii_end()));
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(failed(io::Error::other(
+            "it has not printed the absolute path of an image",
+        ))
+        .into())
     }
 }
 

@@ -214,6 +214,7 @@ fn spec(
         command,
         files,
         without_entrypoint: false,
+        helper: None,
     })
 }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use rustix::thread::UnshareFlags;
 
+use crate::slurm::helper::Helper;
 use crate::sys::{namespace, process};
 
 /// Which ids exist in the namespace.
@@ -60,6 +61,19 @@ pub enum UserNamespaceError {
 ///
 /// The step that failed.
 pub fn enter(map: IdMap, further: UnshareFlags) -> Result<(), UserNamespaceError> {
+    enter_with_groups(map, further, None)
+}
+
+/// The same, with all groups of the caller where a helper can map them.
+///
+/// # Errors
+///
+/// The step that failed.
+pub fn enter_with_groups(
+    map: IdMap,
+    further: UnshareFlags,
+    helper: Option<&Helper>,
+) -> Result<(), UserNamespaceError> {
     match map {
         IdMap::Single { uid, gid } => {
             let (outer_uid, outer_gid) = (
@@ -70,7 +84,10 @@ pub fn enter(map: IdMap, further: UnshareFlags) -> Result<(), UserNamespaceError
                 .map_err(|error| UserNamespaceError::Create(error.into()))?;
             let own = Path::new("/proc/self");
             write_map(own, "setgroups", "deny")?;
-            write_map(own, "gid_map", &format!("{gid} {outer_gid} 1\n"))?;
+            let root_inside = gid == 0 && outer_gid != 0;
+            if !helper.is_some_and(|helper| helper.map_groups(root_inside)) {
+                write_map(own, "gid_map", &format!("{gid} {outer_gid} 1\n"))?;
+            }
             write_map(own, "uid_map", &format!("{uid} {outer_uid} 1\n"))
         }
         IdMap::Identity => {

@@ -36,6 +36,7 @@ use crate::config::Config;
 use crate::devices::install::{InstallError, Target};
 use crate::devices::{DeviceError, Request};
 use crate::observe::{self, Phase};
+use crate::slurm::helper::Helper;
 use crate::sys;
 
 /// What is to be started, and how.
@@ -67,6 +68,8 @@ pub struct Spec {
     pub files: Vec<RawFd>,
     /// Whether the command line is executed as it is, without the image's entrypoint and its command script.
     pub without_entrypoint: bool,
+    /// Who can do for an ordinary user what only root can.
+    pub helper: Option<Helper>,
 }
 
 /// A container that is ready: this process is in it, and could become its program.
@@ -74,6 +77,8 @@ pub struct Spec {
 pub struct Ready {
     /// What the image and the specification say about the program.
     pub(crate) plan: Plan,
+    /// How the image is mounted: `fuse`, or `tree` for an unpacked one.
+    pub mount: &'static str,
     /// Whether the user is root inside.
     pub root_inside: bool,
     /// Whether changes of owners are faked, since there is one user only.
@@ -185,6 +190,7 @@ pub fn start(
 ) -> Result<Infallible, StartError> {
     let Ready {
         mut plan,
+        mount: _,
         root_inside,
         fakes_ownership,
     } = prepare(spec, config, tell, warn)?;
@@ -281,7 +287,7 @@ pub fn prepare(
     let umask = rustix::process::umask(Mode::empty());
 
     // The namespaces, which give the right to do all that follows.
-    identity_map::enter(map, spec.namespaces.flags())?;
+    identity_map::enter_with_groups(map, spec.namespaces.flags(), spec.helper.as_ref())?;
     if spec.namespaces.net {
         sys::network::loopback_up().map_err(StartError::Loopback)?;
     }
@@ -303,6 +309,7 @@ pub fn prepare(
     if let Some(program) = &program {
         loading::announce(&rootfs, program);
     }
+    let mount = if layout.is_served { "fuse" } else { "tree" };
 
     // What the root says, before anything is put over its files.
     let mut plan = match early {
@@ -438,6 +445,7 @@ pub fn prepare(
     sys::sigpipe::restore();
     Ok(Ready {
         plan,
+        mount,
         root_inside: inner_uid == 0,
         fakes_ownership: matches!(map, IdMap::Single { .. }),
     })
@@ -504,6 +512,8 @@ struct Layout {
     is_seeded: bool,
     /// Whether files can be written to it; otherwise they are bound over it.
     keeps_files: bool,
+    /// Whether the image is mounted through a server.
+    is_served: bool,
 }
 
 /// Puts the root file system together: as an overlay where there is an immutable lower layer, otherwise as it is.
@@ -526,6 +536,7 @@ fn assemble(
                     root: direct(lower.mount(config, tell, warn)?.mount)?,
                     is_seeded: false,
                     keeps_files: true,
+                    is_served: false,
                 });
             }
             Content::Tree(_) => Changes::Memory,
@@ -540,19 +551,22 @@ fn assemble(
         }
         scratch
             .overlay(&lower.mount, changes, seed, &name)
+            .map(|root| (root, lower.is_served))
             .map_err(StartError::Root)
     });
     match attempt {
-        Ok(root) => Ok(Layout {
+        Ok((root, is_served)) => Ok(Layout {
             root,
             is_seeded: seed.is_some(),
             keeps_files: spec.writable,
+            is_served,
         }),
         // Without an overlay, an unpacked tree can still be the root where nothing has to be kept.
         Err(error) if changes == Changes::Memory && !spec.writable => Ok(Layout {
             root: direct(lower.unpacked(config, error, tell, warn)?)?,
             is_seeded: false,
             keeps_files: false,
+            is_served: false,
         }),
         Err(error) => Err(error),
     }

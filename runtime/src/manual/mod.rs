@@ -103,6 +103,11 @@ pub static TOPICS: &[Topic] = &[
         "what the name `enroot` changes",
         include_str!("../../../docs/enroot.md"),
     ),
+    file(
+        "srun",
+        "containers in Slurm",
+        include_str!("../../../docs/slurm.md"),
+    ),
     Topic {
         name: "settings",
         about: "everything that can be set, and where",

@@ -2,11 +2,11 @@
 //!
 //! The holder takes the child's namespaces, root and working directory meanwhile, from outside. They last as long as it has them.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::MemfdFlags;
@@ -15,6 +15,7 @@ use super::channel;
 use super::entrypoint::{self, EntrypointError};
 use crate::config::Config;
 use crate::container::environment::Environment;
+use crate::container::fstab::{self, Entry};
 use crate::container::join::{self, Handles, JoinError};
 use crate::container::{self, Spec, StartError, handover};
 use crate::sys;
@@ -66,7 +67,7 @@ pub enum BuildError {
     Take(#[source] JoinError),
 }
 
-/// Makes the container. `show` shows the child's failure, in the child; None then.
+/// Makes the container, and says how its image is mounted. `show` shows the child's failure, in the child; None then.
 ///
 /// # Errors
 ///
@@ -74,7 +75,7 @@ pub enum BuildError {
 pub fn build(
     construction: &Construction<'_>,
     show: &dyn Fn(BuildError),
-) -> Result<Option<Handles>, BuildError> {
+) -> Result<Option<(Handles, String)>, BuildError> {
     let (ours, theirs) = handover::pair().map_err(|error| BuildError::Talk(error.into()))?;
     let mut theirs = Some(theirs);
     let mut ours = Some(ours);
@@ -83,7 +84,8 @@ pub fn build(
         let Some(theirs) = theirs.take() else {
             return 1;
         };
-        match make(construction).and_then(|environment| tell(&theirs, &environment)) {
+        match make(construction).and_then(|(mount, environment)| tell(&theirs, mount, &environment))
+        {
             Ok(()) => {
                 // Until the holder has taken what it needs.
                 channel::wait_until_closed(&theirs);
@@ -98,6 +100,7 @@ pub fn build(
     .map_err(BuildError::Process)?;
     drop(theirs);
     let told = ours.as_ref().and_then(channel::receive);
+    let mut mount = String::new();
     let handles = match told {
         Some((_, files)) => {
             let environment = files
@@ -105,6 +108,10 @@ pub fn build(
                 .next()
                 .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
                 .and_then(read)
+                .map(|(method, environment)| {
+                    mount = method;
+                    environment
+                })
                 .map_err(BuildError::Talk);
             let handles = join::handles(child.pid()).map_err(BuildError::Take);
             Some(handles.and_then(|handles| {
@@ -118,11 +125,11 @@ pub fn build(
     };
     drop(ours);
     child.wait().map_err(BuildError::Process)?;
-    handles.transpose()
+    Ok(handles.transpose()?.map(|handles| (handles, mount)))
 }
 
 /// In the child: makes the container, goes into it, and gives the environment of its programs.
-fn make(construction: &Construction<'_>) -> Result<Environment, BuildError> {
+fn make(construction: &Construction<'_>) -> Result<(&'static str, Environment), BuildError> {
     let ready = container::prepare(
         construction.spec,
         construction.config,
@@ -142,12 +149,14 @@ fn make(construction: &Construction<'_>) -> Result<Environment, BuildError> {
             source: error.into(),
         })?;
     }
-    Ok(environment)
+    Ok((ready.mount, environment))
 }
 
-fn tell(socket: &OwnedFd, environment: &Environment) -> Result<(), BuildError> {
+fn tell(socket: &OwnedFd, mount: &str, environment: &Environment) -> Result<(), BuildError> {
     let write = || {
         let mut file = File::from(rustix::fs::memfd_create(c"cista", MemfdFlags::CLOEXEC)?);
+        file.write_all(mount.as_bytes())?;
+        file.write_all(b"\0")?;
         for string in environment.strings() {
             file.write_all(string.as_bytes_with_nul())?;
         }
@@ -158,27 +167,28 @@ fn tell(socket: &OwnedFd, environment: &Environment) -> Result<(), BuildError> {
     write().map_err(BuildError::Talk)
 }
 
-fn read(file: OwnedFd) -> io::Result<Environment> {
+fn read(file: OwnedFd) -> io::Result<(String, Environment)> {
     let mut text = Vec::new();
     File::from(file)
         .take(MAX_ENVIRONMENT)
         .read_to_end(&mut text)?;
+    let mut strings = text.split(|&byte| byte == 0);
+    let mount = strings.next().unwrap_or_default();
     let mut environment = Environment::default();
-    for assignment in text.split(|&byte| byte == 0) {
+    for assignment in strings {
         environment.set_any(OsStr::from_bytes(assignment));
     }
-    Ok(environment)
+    Ok((String::from_utf8_lossy(mount).into_owned(), environment))
 }
 
-/// The mount of a batch script, where it is on the node.
+/// A mount of a file of the node, such as a batch script or a terminal.
 #[must_use]
-pub fn script_mount(script: &Path) -> Option<crate::container::fstab::Entry> {
-    let options = OsString::from_vec(b"x-create=file,bind,ro,nosuid,nodev".to_vec());
+pub fn file_mount(file: &Path, target: &Path, options: &str) -> Option<Entry> {
     let fields = [
-        script.as_os_str(),
-        script.as_os_str(),
+        file.as_os_str(),
+        target.as_os_str(),
         OsStr::new("none"),
-        &options,
+        OsStr::new(options),
     ];
-    crate::container::fstab::parse_fields(fields).ok()
+    fstab::parse_fields(fields).ok()
 }

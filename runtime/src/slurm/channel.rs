@@ -17,8 +17,8 @@ pub const MAX_FILES: usize = 16;
 
 /// A task asks for the container.
 pub const JOIN: u8 = b'j';
-/// slurmstepd asks for the container to be saved.
-pub const SAVE: u8 = b's';
+/// slurmstepd says that the tasks have ended: the container is saved where that was asked for, and what was made for it is removed.
+pub const FINISH: u8 = b'f';
 /// Done.
 pub const YES: u8 = b'+';
 /// Not done.
@@ -93,11 +93,11 @@ mod tests {
     fn questions_answers_and_the_end() {
         let (ours, theirs) = handover::pair().unwrap();
         send(&ours, JOIN, &[theirs.as_fd(), ours.as_fd()]).unwrap();
-        send(&ours, SAVE, &[]).unwrap();
+        send(&ours, FINISH, &[]).unwrap();
         let (letter, files) = receive(&theirs).unwrap();
         assert_eq!((letter, files.len()), (JOIN, 2));
         drop(files);
-        assert_eq!(receive(&theirs).unwrap().0, SAVE);
+        assert_eq!(receive(&theirs).unwrap().0, FINISH);
         drop(ours);
         wait_until_closed(&theirs);
         assert!(receive(&theirs).is_none());

@@ -62,9 +62,11 @@ pub struct Request {
     pub command: Vec<OsString>,
     /// The batch script, a file of the node.
     pub script: Option<PathBuf>,
+    /// The terminal of the step, a device of the node.
+    pub terminal: Option<PathBuf>,
     /// A program that gets images.
     pub importer: Option<PathBuf>,
-    /// Where users have directories for the state of running containers.
+    /// The user's directory for the state of running containers.
     pub runtime_path: Option<PathBuf>,
 }
 
@@ -180,6 +182,7 @@ impl Request {
             },
             b"command" => self.command.push(value.to_owned()),
             b"script" => self.script = Some(value.into()),
+            b"terminal" => self.terminal = Some(value.into()),
             b"importer" => self.importer = Some(value.into()),
             b"runtime-path" => self.runtime_path = Some(value.into()),
             _ => return Err(strange()),

@@ -211,6 +211,18 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
+/// The same, and closes the original: nobody else has used that number since this program was executed.
+///
+/// # Errors
+///
+/// EBADF where it is not open.
+pub fn take(fd: RawFd) -> io::Result<OwnedFd> {
+    let copy = inherited(fd)?;
+    // SAFETY: whoever executed this program has opened it for the caller, so that no value owns it.
+    unsafe { libc::close(fd) };
+    Ok(copy)
+}
+
 /// Ends the process at once: see [`exit_now`].
 pub fn exit(status: i32) -> ! {
     exit_now(status)

@@ -77,7 +77,7 @@ hooks! {
     /// In the parent of the tasks, when all were forked.
     slurm_spank_task_post_fork => |spank, _| { step::task_was_forked(spank); Ok(()) };
     /// A task has ended.
-    slurm_spank_task_exit => |_, _| { step::task_has_ended(); Ok(()) };
+    slurm_spank_task_exit => |spank, _| { step::task_has_ended(spank); Ok(()) };
     /// The step has ended, or the options are known for what has no step.
     slurm_spank_exit => |_, _| { step::end(); Ok(()) };
 }

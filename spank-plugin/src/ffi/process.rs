@@ -1,7 +1,9 @@
 //! Processes of the plugin: children that execute one program, or do one thing.
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, OsString, c_char, c_int};
 use std::io;
+use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
 
 /// Who one is after a fork.
 pub(crate) enum Fork {
@@ -148,6 +150,49 @@ pub(crate) fn keep_only(files: &[c_int]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A file of this process by its number, after [`keep_only`] has put it there.
+pub(crate) fn adopt(file: c_int) -> OwnedFd {
+    // SAFETY: `keep_only` has made the descriptor, and no value of this process owns it.
+    unsafe { OwnedFd::from_raw_fd(file) }
+}
+
+/// The path of the terminal that an open file is; None where it is none.
+pub(crate) fn terminal(file: c_int) -> Option<OsString> {
+    let mut buffer = [0 as c_char; 256];
+    // SAFETY: the buffer is as long as told. A descriptor that is not open is an error like others.
+    let result = unsafe { libc::ttyname_r(file, buffer.as_mut_ptr(), buffer.len()) };
+    if result != 0 {
+        return None;
+    }
+    // SAFETY: the call succeeded, so the buffer holds a string that ends in NUL.
+    let name = unsafe { CStr::from_ptr(buffer.as_ptr()) };
+    Some(OsString::from_vec(name.to_bytes().to_vec()))
+}
+
+/// The home directory of a user; None where the user database has none.
+pub(crate) fn home(uid: u32) -> Option<OsString> {
+    let mut buffer = vec![0 as c_char; 16 << 10];
+    // SAFETY: all-zero bytes are a valid passwd, the buffer is as long as told, and all three places are valid for the call.
+    let (error, entry, found) = unsafe {
+        let mut entry: libc::passwd = std::mem::zeroed();
+        let mut found = std::ptr::null_mut();
+        let error = libc::getpwuid_r(
+            uid,
+            &raw mut entry,
+            buffer.as_mut_ptr(),
+            buffer.len(),
+            &raw mut found,
+        );
+        (error, entry, !found.is_null())
+    };
+    if error != 0 || !found || entry.pw_dir.is_null() {
+        return None;
+    }
+    // SAFETY: the call succeeded, so the string ends in NUL within the buffer, which is alive.
+    let home = unsafe { CStr::from_ptr(entry.pw_dir) };
+    Some(OsString::from_vec(home.to_bytes().to_vec()))
 }
 
 /// One instruction of classic BPF: `struct sock_filter`.

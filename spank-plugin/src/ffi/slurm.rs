@@ -48,6 +48,17 @@ pub(crate) fn host_variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
+/// The command line of that process.
+pub(crate) fn host_arguments() -> Vec<OsString> {
+    std::env::args_os().collect()
+}
+
+/// Sets a variable of that process, which its steps get with its others. To be called by srun, sbatch or salloc before they have further threads.
+pub(crate) fn set_host_variable(name: &str, value: &str) {
+    // SAFETY: nobody reads or changes the environment at the same time, by the caller's promise.
+    unsafe { std::env::set_var(name, value) };
+}
+
 /// What a plugin is loaded by: `enum spank_context`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Context {
@@ -73,6 +84,7 @@ enum Item {
     Arguments = 9,
     Environment = 10,
     TaskId = 11,
+    ExitStatus = 13,
     Groups = 19,
 }
 
@@ -216,6 +228,14 @@ impl Spank {
     /// The number of the task among those of this node.
     pub(crate) fn task(&self) -> Option<u32> {
         self.number(Item::TaskId)
+    }
+
+    /// Whether the task was ended by SIGKILL, as Slurm does in the end with what it cancels.
+    pub(crate) fn was_killed(&self) -> bool {
+        self.number(Item::ExitStatus).is_some_and(|status| {
+            let status = status.cast_signed();
+            libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL
+        })
     }
 
     /// The groups of the job's user.
