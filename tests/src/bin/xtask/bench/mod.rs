@@ -3,9 +3,11 @@
 //! Absolute times say more about the machine than about the program. So every table sets what we do beside what it is
 //! held against, and the contestants take turns (A B C, A B C, …) so that noise and a warming machine hit all alike.
 
+mod chart;
 mod import;
 mod measure;
 mod read;
+mod serve;
 mod start;
 mod table;
 mod transfer;
@@ -32,7 +34,7 @@ pub(crate) struct Args {
     /// Measured rounds, after one that is not counted
     #[arg(long, short = 'n')]
     rounds: Option<usize>,
-    /// Also put the tables into docs/benchmarks.md
+    /// Also put the tables into docs/benchmarks.md, and charts of them into docs/benchmarks/
     #[arg(long)]
     write: bool,
 }
@@ -45,8 +47,12 @@ enum What {
     Start,
     /// Reading files of an image through its mount
     Read,
+    /// What the server of an image and a container cost
+    Serve,
     /// The way from a registry that is far away
     Transfer,
+    /// Nothing: draw the charts of docs/benchmarks.md anew
+    Charts,
     /// All of them
     All,
 }
@@ -55,13 +61,18 @@ enum What {
 type Bench = fn(&Session, Option<usize>) -> Result<Vec<Table>, HarnessError>;
 
 pub(crate) fn run(args: &Args) -> Outcome {
+    if args.what == What::Charts {
+        chart::draw_all()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     machine::prepare(&[DEMO, BENCHES]);
     machine::build(Profile::Release)?;
     let session = Session::start(Profile::Release, say)?;
-    let benches: [(What, &str, Bench); 4] = [
+    let benches: [(What, &str, Bench); 5] = [
         (What::Import, "import", import::run),
         (What::Start, "start", start::run),
         (What::Read, "read", read::run),
+        (What::Serve, "serve", serve::run),
         (What::Transfer, "transfer", transfer::run),
     ];
     let machine = table::machine();
@@ -79,6 +90,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         }
         if args.write {
             table::write(name, &format!("{machine}\n\n{}", text.trim_end()))?;
+            chart::draw_all()?;
         }
     }
     Ok(ExitCode::SUCCESS)

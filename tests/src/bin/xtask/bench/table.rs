@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use cista_tests::artifacts::workspace;
 use cista_tests::error::{HarnessError, IoContext as _};
 
+use super::chart;
 use super::measure::Times;
 
 /// A table with a title, and a note below it.
@@ -14,6 +15,7 @@ pub(super) struct Table {
     columns: Vec<String>,
     rows: Vec<Vec<String>>,
     note: String,
+    has_chart: bool,
 }
 
 impl Table {
@@ -24,6 +26,7 @@ impl Table {
             columns: columns.iter().map(ToString::to_string).collect(),
             rows: Vec::new(),
             note: String::new(),
+            has_chart: false,
         }
     }
 
@@ -51,12 +54,17 @@ impl Table {
             ]);
         }
         table.note(&format!("{} rounds", against.rounds()));
+        table.has_chart = true;
         table
     }
 
     /// The table as Markdown.
     pub(super) fn markdown(&self) -> String {
         let mut text = format!("### {}\n\n", self.title);
+        if self.has_chart {
+            let name = chart::file_name(&self.title);
+            let _ = writeln!(text, "![]({}/{name})\n", chart::DIRECTORY);
+        }
         let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
         text.push_str(&line(&self.columns));
         let _ = writeln!(text, "|---|{}", "---:|".repeat(self.columns.len() - 1));
