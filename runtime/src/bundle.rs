@@ -7,6 +7,9 @@
 //! | then | the [`Description`], JSON |
 //! | last 48 bytes | [`MAGIC`]; offset and length of the image, length of the description, and zero, each 8 bytes little-endian |
 //!
+//! The program of a bundle knows how long the bundle is: the number behind [`MARK`] is set in it. So a bundle that was cut short while it was copied says so, rather
+//! than to take itself for the program alone; and the program alone does not have to look behind itself.
+//!
 //! The kernel and the C library read what stands at the beginning of an executable and do not mind what comes behind it. So the image is mounted
 //! in place, from the file that is executed.
 
@@ -14,6 +17,7 @@ use std::fs;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +28,23 @@ use cista_images::squashfs::reader::{ReadError, Reader};
 
 /// Begins the last bytes of a bundle.
 const MAGIC: &[u8; 16] = b"cista bundle v1\n";
+
+/// What is found in a program, to set the number behind it.
+const MARK_TEXT: [u8; 24] = *b"\x9ccista bundle length: \0\0";
+
+/// A mark in the program, and behind it the length of the bundle that it is, in bytes, little-endian; 0 in a program alone.
+#[repr(C)]
+struct Mark {
+    text: [u8; MARK_TEXT.len()],
+    length: AtomicU64,
+}
+
+/// Changed in the file, never at run time: an atomic number, since it must be read rather than known.
+#[used]
+static MARK: Mark = Mark {
+    text: MARK_TEXT,
+    length: AtomicU64::new(0),
+};
 
 /// Length of the last part, in bytes.
 const FOOTER: u64 = 48;
@@ -86,6 +107,17 @@ pub enum BundleError {
     /// The bundle's description is not understood.
     #[error("the description of the bundle is malformed")]
     Description(#[source] serde_json::Error),
+    /// The file ends before the bundle does.
+    #[error("this bundle was cut short: it has {actual} of {expected} bytes")]
+    CutShort {
+        /// Its length when it was made, in bytes.
+        expected: u64,
+        /// Its length now, in bytes.
+        actual: u64,
+    },
+    /// The program has no place for the length of a bundle.
+    #[error("this program was built in a way that bundles cannot be made of it")]
+    Unmarked,
     /// The image is not the one that was put in.
     #[error("the image in the bundle is damaged: its digest is {found}, not {expected}")]
     Damaged {
@@ -142,11 +174,22 @@ pub fn find(file: &fs::File) -> io::Result<Option<Layout>> {
 }
 
 /// The bundle that this program is; None where it is none.
-#[must_use]
-pub fn own() -> Option<(fs::File, Layout)> {
-    let file = fs::File::open(SELF).ok()?;
-    let layout = find(&file).ok()??;
-    Some((file, layout))
+///
+/// # Errors
+///
+/// It is one, but not all of it is there.
+pub fn own() -> Result<Option<(fs::File, Layout)>, BundleError> {
+    let expected = u64::from_le(MARK.length.load(Ordering::Relaxed));
+    if expected == 0 {
+        return Ok(None);
+    }
+    let path = Path::new(SELF);
+    let file = fs::File::open(path).map_err(read(path))?;
+    let actual = file.metadata().map_err(read(path))?.len();
+    match find(&file).map_err(read(path))? {
+        Some(layout) if actual == expected => Ok(Some((file, layout))),
+        _ => Err(BundleError::CutShort { expected, actual }),
+    }
 }
 
 /// Reads what a bundle says about itself.
@@ -238,6 +281,9 @@ pub fn create(creation: Creation<'_>) -> Result<u64, BundleError> {
         None => program.metadata().map_err(read(program_path))?.len(),
     };
 
+    let mark = find_mark(&program, program_length).map_err(read(program_path))?;
+    let mark = mark.ok_or(BundleError::Unmarked)?;
+
     let output = Output::create(creation.output, creation.overwrite)?;
     let mut to = output.handle()?;
     let write_error = |source| BundleError::Write {
@@ -272,6 +318,9 @@ pub fn create(creation: Creation<'_>) -> Result<u64, BundleError> {
         end.extend(number.to_le_bytes());
     }
     to.write_all(&end).map_err(write_error)?;
+    let total = begin + length + end.len() as u64;
+    to.write_all_at(&total.to_le_bytes(), mark)
+        .map_err(write_error)?;
     // Who may read it may execute it.
     let mode = to.metadata().map_err(write_error)?.permissions();
     let bits = std::os::unix::fs::PermissionsExt::mode(&mode);
@@ -279,7 +328,28 @@ pub fn create(creation: Creation<'_>) -> Result<u64, BundleError> {
     to.set_permissions(executable).map_err(write_error)?;
     drop(to);
     output.commit()?;
-    Ok(begin + length + end.len() as u64)
+    Ok(total)
+}
+
+/// Where the length of the bundle stands in a program of a length, in bytes.
+fn find_mark(program: &fs::File, length: u64) -> io::Result<Option<u64>> {
+    let mut bytes = Vec::new();
+    let mut from = program.try_clone()?;
+    from.seek(SeekFrom::Start(0))?;
+    (&mut from).take(length).read_to_end(&mut bytes)?;
+    from.seek(SeekFrom::Start(0))?;
+    // Read from the mark itself, so that no second copy of the text is in the program.
+    let text = std::hint::black_box(&MARK).text;
+    let mut found = bytes
+        .windows(text.len())
+        .enumerate()
+        .filter(|(_, window)| window[0] == text[0] && *window == text)
+        .map(|(at, _)| at);
+    let (first, second) = (found.next(), found.next());
+    let place = first.filter(|_| second.is_none()).map(|at| at + text.len());
+    Ok(place
+        .filter(|place| place + size_of::<u64>() <= bytes.len())
+        .map(|place| place as u64))
 }
 
 fn read(path: &Path) -> impl Fn(io::Error) -> BundleError {

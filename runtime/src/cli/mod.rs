@@ -205,8 +205,13 @@ fn parse() -> Cli {
 #[must_use]
 pub fn main() -> ExitCode {
     let began = observe::now();
-    if let Some((file, layout)) = crate::bundle::own() {
-        return bundled::main(file, layout, began);
+    match crate::bundle::own() {
+        Ok(None) => {}
+        Ok(Some((file, layout))) => return bundled::main(file, layout, began),
+        Err(error) => {
+            ui::failure(&Failure::new(error).with_hint("copy it again"));
+            return ExitCode::from(status::SETUP);
+        }
     }
     let cli = parse();
     // What explains the program works whatever its settings are.

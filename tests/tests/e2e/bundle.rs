@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::case::{Case, TestResult, Who};
 use cista_tests::environment::TestEnvironment;
 use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::image::Recipe;
@@ -180,6 +180,25 @@ fn it_can_be_unpacked_and_kept(environment: &TestEnvironment<'_>) -> TestResult 
     Ok(())
 }
 
+fn what_was_cut_short_says_so(environment: &TestEnvironment<'_>) -> TestResult {
+    let file = bundle(environment, &[])?;
+    let whole = std::fs::read(&file).context("read", &file)?;
+    for length in [whole.len() - 1, whole.len() - 100_000] {
+        let cut = environment.write("cut.run", &whole[..length], 0o755)?;
+        for arguments in [&["true"][..], &["--info"], &["import", "x"]] {
+            let outcome = environment.program(&cut).args(arguments).run()?;
+            let bytes = format!("{length} of {} bytes", whole.len());
+            assert_clear_error(&outcome, 125, &["cut short", &bytes, "hint:"]);
+        }
+    }
+    // Something behind it is as wrong.
+    let longer = [&whole[..], b"x"].concat();
+    let longer = environment.write("longer.run", longer, 0o755)?;
+    let outcome = environment.program(&longer).arg("true").run()?;
+    assert_eq!(outcome.code(), Some(125), "{}", outcome.error_text());
+    Ok(())
+}
+
 fn what_cannot_be_bundled(environment: &TestEnvironment<'_>) -> TestResult {
     let image = environment.session().imported(Recipe::Busybox)?;
     environment.write("image.run", "precious", 0o644)?;
@@ -195,45 +214,34 @@ fn what_cannot_be_bundled(environment: &TestEnvironment<'_>) -> TestResult {
     Ok(())
 }
 
-const CONTAINER: &[Need] = &[
-    Need::Image(Recipe::Busybox),
-    Need::UserNamespaces,
-    Need::Fuse,
-];
-
-const fn case(name: &'static str, who: Who, run: fn(&TestEnvironment<'_>) -> TestResult) -> Case {
-    Case {
-        name,
-        tier: Tier::Userns,
-        who,
-        needs: CONTAINER,
-        run,
-    }
-}
-
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[
-    case(
+    Case::container(
         "bundle::a_bundle_is_a_program",
         Who::Both,
         a_bundle_is_a_program,
     ),
-    case(
+    Case::container(
         "bundle::it_is_the_program_that_was_started",
         Who::Both,
         it_is_the_program_that_was_started,
     ),
-    case(
+    Case::container(
         "bundle::it_tells_and_checks",
         Who::User,
         it_tells_and_checks,
     ),
-    case(
+    Case::container(
         "bundle::it_can_be_unpacked_and_kept",
         Who::Both,
         it_can_be_unpacked_and_kept,
     ),
-    case(
+    Case::container(
+        "bundle::what_was_cut_short_says_so",
+        Who::User,
+        what_was_cut_short_says_so,
+    ),
+    Case::container(
         "bundle::what_cannot_be_bundled",
         Who::User,
         what_cannot_be_bundled,
