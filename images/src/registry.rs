@@ -292,6 +292,14 @@ impl Source for RegistrySource {
         task.cancel.check()?;
         self.downloads.open(image, layer, self.store.as_ref(), task)
     }
+
+    fn goes_on_elsewhere(&self) -> bool {
+        if self.client.pull() == Pull::Never {
+            return false;
+        }
+        let was_stored = self.downloads.forget_failures();
+        was_stored || self.client.distrust_mirror("a layer")
+    }
 }
 
 impl Drop for RegistrySource {

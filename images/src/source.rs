@@ -33,6 +33,8 @@ pub use engine::EngineError;
 
 use crate::cancel::{Cancel, Cancelled};
 use crate::digest::Digest;
+use crate::layer::Limits;
+use crate::layer::decompress::DecodeError;
 use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::reference::{Reference, TarFile};
@@ -107,6 +109,12 @@ pub trait Source: Send + Sync {
         layer: usize,
         task: Task<'a>,
     ) -> Result<Box<dyn Read + Send + 'a>, SourceError>;
+
+    /// After a layer turned out to be another than it should be: whether there is a further place to take it from, which is asked when layers are
+    /// opened again. Each time this is true there is one place less.
+    fn goes_on_elsewhere(&self) -> bool {
+        false
+    }
 }
 
 /// How sources are opened.
@@ -120,6 +128,8 @@ pub struct Settings {
     pub temporary: Option<PathBuf>,
     /// The socket of the Docker daemon; None for `/var/run/docker.sock`.
     pub docker_socket: Option<PathBuf>,
+    /// When a compressed archive that comes as a stream counts as an attack.
+    pub limits: Limits,
 }
 
 /// Opens the source that a reference names. Touches no network yet.
@@ -286,6 +296,10 @@ pub fn hint(error: &(dyn Error + 'static)) -> Option<String> {
         if let Some(error) = error.downcast_ref::<SourceError>() {
             return error.own_hint().map(Some);
         }
+        if let Some(DecodeError::Expands { .. }) = error.downcast_ref() {
+            let hint = "if you trust the image, `CISTA_MAX_LAYER_SIZE` allows more";
+            return Some(Some(hint.to_owned()));
+        }
         let error = error.downcast_ref::<io::Error>()?;
         (error.kind() == io::ErrorKind::StorageFull)
             .then(|| Some("free some space, or choose another directory".to_owned()))
@@ -296,6 +310,20 @@ pub fn hint(error: &(dyn Error + 'static)) -> Option<String> {
 #[must_use]
 pub fn is_of_source(error: &(dyn Error + 'static)) -> bool {
     causes(error).any(|error| error.is::<RegistryError>() || error.is::<SourceError>())
+}
+
+/// Whether an error says that a layer came and was another than it should be.
+pub(crate) fn is_wrong_content(error: &(dyn Error + 'static)) -> bool {
+    causes(error).any(|error| {
+        matches!(
+            error.downcast_ref(),
+            Some(
+                SourceError::WrongDigest { .. }
+                    | SourceError::Truncated { .. }
+                    | SourceError::TooLarge { .. }
+            )
+        )
+    })
 }
 
 /// An error and its causes. Chains are short; the bound only guards against one that circles.

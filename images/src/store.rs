@@ -45,7 +45,7 @@ use std::fs::{DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 pub use blobs::PendingBlob;
@@ -118,6 +118,8 @@ pub struct Store {
     settings: Settings,
     heartbeat: Arc<Heartbeat>,
     prepared: Once,
+    /// Blobs that turned out to be damaged: shared stores, from which they cannot be removed, are not asked for them again.
+    damaged: Mutex<HashSet<Digest>>,
 }
 
 /// What came of wanting something.
@@ -177,6 +179,7 @@ impl Store {
             settings,
             heartbeat: Arc::default(),
             prepared: Once::new(),
+            damaged: Mutex::default(),
         };
         let blobs = root.join("blobs");
         for directory in [

@@ -21,7 +21,7 @@ pub mod record;
 mod provision;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use self::provision::Provision;
@@ -33,7 +33,7 @@ use crate::layer::{LayerName, Limits};
 use crate::merge::{Merge, MergeError, Settings as MergeSettings};
 use crate::pack::{self, PackError};
 use crate::progress::Event;
-use crate::source::{ResolvedImage, Source, Task};
+use crate::source::{self, ResolvedImage, Source, Task};
 use crate::squashfs::compression::Compression;
 use crate::squashfs::writer::{self, WriteError, Writer};
 use crate::start_files;
@@ -145,6 +145,9 @@ pub enum ImportError {
         /// What is wrong.
         source: PackError,
     },
+    /// The file cannot be begun again, after a layer turned out to be wrong.
+    #[error("cannot begin the image again")]
+    Again(#[source] io::Error),
     /// The image's length cannot be told.
     #[error("cannot look at the finished image")]
     Length(#[source] io::Error),
@@ -188,9 +191,25 @@ pub fn import(
     file: File,
     task: Task<'_>,
 ) -> Result<Summary, ImportError> {
-    let result = import_layers(source, image, options, file, task);
-    task.cancel.check()?;
-    result
+    loop {
+        let target = file.try_clone().map_err(ImportError::Again)?;
+        let result = import_layers(source, image, options, target, task);
+        task.cancel.check()?;
+        match result {
+            // What came is in the image already, so the image is begun again.
+            Err(ImportError::Layer {
+                what,
+                source: error,
+            }) if source::is_wrong_content(&error) && source.goes_on_elsewhere() => {
+                let text = format!("cannot use {what}: {error}; it is fetched again");
+                task.progress.event(Event::Warning(text));
+                file.set_len(0)
+                    .and_then(|()| (&file).seek(SeekFrom::Start(0)))
+                    .map_err(ImportError::Again)?;
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Imports a directory of the host as the root file system.

@@ -16,7 +16,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -107,9 +107,16 @@ pub(super) struct Shared {
     arrived: AtomicU64,
     /// What a connection brings in a second; 0 when it is not known.
     rate: AtomicU64,
+    /// A blob of a store was damaged.
+    has_damage: AtomicBool,
 }
 
 impl Shared {
+    /// A blob of a store was damaged.
+    pub(super) fn note_damage(&self) {
+        self.has_damage.store(true, Ordering::Relaxed);
+    }
+
     /// Lets the threads look for work.
     pub(super) fn wake(&self) {
         // A thread that has looked and not yet begun to wait holds the lock.
@@ -312,7 +319,7 @@ impl Downloads {
                                 digest: blob.digest,
                                 size: blob.size,
                             });
-                            return Ok(Box::new(CachedBlob::new(store, file, blob)));
+                            return Ok(Box::new(CachedBlob::new(&self.shared, store, file, blob)));
                         }
                         // Removed since it was looked for.
                         None => queue.add(blob, layer, Some(store)),
@@ -352,6 +359,16 @@ impl Downloads {
                 return Err(RegistryError::Thread { source }.into());
             }
         }
+    }
+
+    /// Forgets blobs that could not be had, so that they are asked for again when they are opened. Whether a blob of a store was damaged since this was
+    /// asked last: it will not be taken from there again.
+    pub(super) fn forget_failures(&self) -> bool {
+        let mut queue = lock(&self.shared.queue);
+        queue.known.retain(|_, incoming| !incoming.is_over());
+        queue.waiting.retain(|incoming| !incoming.is_over());
+        drop(queue);
+        self.shared.has_damage.swap(false, Ordering::Relaxed)
     }
 
     /// Forgets what waits, and gives the threads, which the client has interrupted, a moment to clean up.

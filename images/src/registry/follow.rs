@@ -141,31 +141,37 @@ impl Drop for Follower<'_> {
     }
 }
 
-/// Reads a blob that the store has, and removes it from there when it turns out to be damaged.
-pub(super) struct CachedBlob {
+/// Reads a blob that a store has. When it turns out to be damaged it is removed from the user's own, and not taken from a shared one again.
+pub(super) struct CachedBlob<'a> {
     stream: Verified<FileRange>,
+    shared: &'a Shared,
     store: Arc<Store>,
     blob: Blob,
 }
 
-impl CachedBlob {
-    pub(super) fn new(store: &Arc<Store>, file: File, blob: Blob) -> Self {
-        let what = format!("{} in the store (now removed from it)", blob.name());
+impl<'a> CachedBlob<'a> {
+    pub(super) fn new(shared: &'a Shared, store: &Arc<Store>, file: File, blob: Blob) -> Self {
+        let what = match store.shared_store_of(&blob.digest) {
+            Some(root) => format!("{} in the shared store `{}`", blob.name(), root.display()),
+            None => format!("{} in the store (now removed from it)", blob.name()),
+        };
         let range = FileRange::whole(file, blob.size);
         Self {
             stream: Verified::new(range, what, Some(blob.digest), Some(blob.size)),
+            shared,
             store: Arc::clone(store),
             blob,
         }
     }
 }
 
-impl Read for CachedBlob {
+impl Read for CachedBlob<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.stream.read(buffer).inspect_err(|error| {
             if error.kind() == io::ErrorKind::InvalidData {
                 // The damage is what is reported; whether it could be removed is the lesser matter.
                 let _ = self.store.discard_blob(&self.blob.digest);
+                self.shared.note_damage();
             }
         })
     }

@@ -41,6 +41,7 @@ pub(super) struct StreamSource {
     reference: Reference,
     temporary: PathBuf,
     docker_socket: Option<PathBuf>,
+    limits: Limits,
     found: OnceLock<Box<dyn Source>>,
 }
 
@@ -53,6 +54,7 @@ impl StreamSource {
                 .clone()
                 .unwrap_or_else(|| PathBuf::from(TEMPORARY)),
             docker_socket: settings.docker_socket.clone(),
+            limits: settings.limits,
             found: OnceLock::new(),
         }
     }
@@ -140,7 +142,7 @@ impl StreamSource {
             .map_err(cannot_keep)?;
         let mut file = nameless_file(&self.temporary).map_err(cannot_keep)?;
         let mut stream: Box<dyn Read + Send + 'a> = if is_compressed {
-            let decoder = Decoder::new(Box::new(stream), Limits::default());
+            let decoder = Decoder::new(Box::new(stream), self.limits);
             let decoder = decoder.map_err(|error| read_error(name, io::Error::other(error)))?;
             Box::new(Decoded(decoder))
         } else {

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -40,6 +41,9 @@ impl Store {
         if let Some(file) = open(&self.blob_path(digest))? {
             return Ok(Some(file));
         }
+        if self.is_distrusted(digest) {
+            return Ok(None);
+        }
         let shared = self.shared.iter();
         // What cannot be had there is fetched.
         Ok(shared
@@ -47,12 +51,35 @@ impl Store {
             .next())
     }
 
-    /// Removes a blob that turned out to be damaged. Those who have it open keep it.
+    /// The shared store that [`Self::blob`] takes a blob from; None where it is in the user's own or in none.
+    #[must_use]
+    pub fn shared_store_of(&self, digest: &Digest) -> Option<&Path> {
+        if self.is_distrusted(digest) || self.blob_path(digest).exists() {
+            return None;
+        }
+        let mut shared = self.shared.iter();
+        let shared = shared.find(|shared| shared.blobs.join(digest.hex()).exists())?;
+        Some(&shared.root)
+    }
+
+    fn is_distrusted(&self, digest: &Digest) -> bool {
+        let damaged = self.damaged.lock();
+        damaged
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(digest)
+    }
+
+    /// Removes a blob that turned out to be damaged. Those who have it open keep it. It is not taken from a shared store any more, where it
+    /// cannot be removed.
     ///
     /// # Errors
     ///
     /// [`StoreError::Write`] when it is there but cannot be removed.
     pub fn discard_blob(&self, digest: &Digest) -> Result<(), StoreError> {
+        let damaged = self.damaged.lock();
+        damaged
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(*digest);
         remove(&self.blob_path(digest))
     }
 

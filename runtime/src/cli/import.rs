@@ -12,8 +12,6 @@ use std::time::Instant;
 
 use cista_images::cancel::Cancel;
 use cista_images::import::{self, Options, Summary};
-use cista_images::layer::Limits;
-use cista_images::layer::decompress::DecodeError;
 use cista_images::output::{Output, OutputError};
 use cista_images::platform::Platform;
 use cista_images::reference::Reference;
@@ -102,10 +100,7 @@ impl ImageOptions {
             compression: self.compression.unwrap_or(config.compression),
             time: config.time,
             memory: config.memory.unwrap_or(defaults.memory),
-            limits: Limits {
-                expansion_floor: config.layer_size.unwrap_or(defaults.limits.expansion_floor),
-                ..defaults.limits
-            },
+            limits: config.limits(),
             ..defaults
         }
     }
@@ -295,6 +290,7 @@ pub(super) fn open(
         store,
         temporary: config.temporary.clone(),
         docker_socket: config.docker_socket.clone(),
+        limits: config.limits(),
     };
     source::open(reference, &settings).map_err(|error| {
         let hint = source::hint(&error);
@@ -304,7 +300,7 @@ pub(super) fn open(
 
 /// How a failed import is shown: an interrupted one has a status of its own.
 pub(super) fn failure(error: impl Error + Send + Sync + 'static, cancel: &Cancel) -> Failure {
-    let hint = source::hint(&error).or_else(|| expansion_hint(&error));
+    let hint = source::hint(&error);
     if cancel.is_cancelled() {
         let signal = sys::signal::received().map_or(status::INTERRUPTED, |signal| {
             // Signal numbers are below 65.
@@ -316,18 +312,6 @@ pub(super) fn failure(error: impl Error + Send + Sync + 'static, cancel: &Cancel
         observe::begin(Phase::Fetch);
     }
     hinted(Failure::new(error), hint)
-}
-
-/// What can be done when a layer is taken for a decompression bomb.
-fn expansion_hint(error: &(dyn Error + 'static)) -> Option<String> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(DecodeError::Expands { .. }) = error.downcast_ref() {
-            return Some("if you trust the image, `CISTA_MAX_LAYER_SIZE` allows more".to_owned());
-        }
-        next = error.source();
-    }
-    None
 }
 
 /// How a failure to make the file is shown.

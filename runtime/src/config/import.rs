@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cista_images::layer::Limits;
 use cista_images::registry::{Credential, Observer, RegistryError, Secret, Settings};
 use cista_images::squashfs::compression::Compression;
 
@@ -56,6 +57,16 @@ pub struct ImportConfig {
 }
 
 impl ImportConfig {
+    /// When an image counts as an attack.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let defaults = Limits::default();
+        Limits {
+            expansion_floor: self.layer_size.unwrap_or(defaults.expansion_floor),
+            ..defaults
+        }
+    }
+
     /// The settings of imports that sources give.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::case::{CONTAINER, Case, Need, TestResult, Tier, Who};
 use cista_tests::environment::{TestEnvironment, set_mode};
 use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::image::Recipe;
@@ -280,13 +280,60 @@ fn shared_stores_are_used(environment: &TestEnvironment<'_>) -> TestResult {
     Ok(())
 }
 
-const IMAGES: &[Need] = &[Need::Image(Recipe::Busybox), Need::Image(Recipe::Debian)];
+/// A layer that is damaged in a store that is not ours to mend is told exactly, and fetched from the registry.
+fn damaged_layers_are_fetched_again(environment: &TestEnvironment<'_>) -> TestResult {
+    let uri = environment.session().uri(Recipe::Busybox)?;
+    let shared: PathBuf = environment.path("shared");
+    let store = shared.display().to_string();
+    environment
+        .cista(["cache", "--store", &store, "add", "--shared", "-q", &uri])
+        .check()?;
+    let damage = |store: &Path| -> Result<String, HarnessError> {
+        let layers = cista_tests::listing::files_below(&store.join("blobs"))?;
+        let size = |path: &PathBuf| path.metadata().map_or(0, |file| file.len());
+        let layer = layers.into_iter().max_by_key(size).unwrap_or_default();
+        let mut bytes = std::fs::read(&layer).context("read", &layer)?;
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&layer, bytes).context("write", &layer)?;
+        let name = layer.file_name().unwrap_or_default().to_string_lossy();
+        Ok(format!("sha256:{name}"))
+    };
+    let import = |options: &[&str]| {
+        environment
+            .cista(["import", "-q", "-f", "-o", "x.sqsh"])
+            .args(options)
+            .arg(&uri)
+            .env("CISTA_SHARED_STORES", &store)
+            .run()
+    };
+    let layer = damage(&shared)?;
+    let offline = import(&["--offline"])?;
+    super::bad_input::assert_clear_error(&offline, 1, &[&layer, "shared store", &store, "corrupt"]);
+    let outcome = import(&[])?;
+    let told = outcome.error_text();
+    assert_eq!(outcome.code(), Some(0), "{told}");
+    let words = ["warning: ", &layer, "shared store", &store, "fetched again"];
+    assert!(words.iter().all(|word| told.contains(word)), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+    let plain = environment
+        .cista(["import", "-q", "--no-cache", "-o", "plain.sqsh", &uri])
+        .check()?;
+    assert_eq!(plain.error_text(), "");
+    let [ours, reference] =
+        ["x.sqsh", "plain.sqsh"].map(|name| std::fs::read(environment.path(name)));
+    assert!(ours.context("read", "x.sqsh")? == reference.context("read", "plain.sqsh")?);
+    // The user's own store is mended that way.
+    let layer = damage(&environment.store())?;
+    let outcome = import(&[])?;
+    let told = outcome.error_text();
+    assert_eq!(outcome.code(), Some(0), "{told}");
+    assert!(told.contains(&layer) && told.contains("removed"), "{told}");
+    assert_eq!(import(&[])?.error_text(), "");
+    Ok(())
+}
 
-const CONTAINER: &[Need] = &[
-    Need::Image(Recipe::Busybox),
-    Need::UserNamespaces,
-    Need::Fuse,
-];
+const IMAGES: &[Need] = &[Need::Image(Recipe::Busybox), Need::Image(Recipe::Debian)];
 
 const fn case(
     name: &'static str,
@@ -334,6 +381,12 @@ pub(crate) const CASES: &[Case] = &[
         Tier::Registry,
         IMAGES,
         damage_is_found,
+    ),
+    case(
+        "cache::damaged_layers_are_fetched_again",
+        Tier::Registry,
+        IMAGES,
+        damaged_layers_are_fetched_again,
     ),
     case(
         "cache::shared_stores_are_used",

@@ -281,8 +281,16 @@ fn images_in_the_store_need_signatures_too(environment: &TestEnvironment<'_>) ->
             .cista(["run", &own.uri, "echo", "it runs"])
             .run()
     };
+    let offline = || {
+        environment
+            .cista(["run", "--offline", &own.uri, "echo", "it runs"])
+            .run()
+    };
     assert_eq!(run()?.text(), "it runs");
+    assert_eq!(offline()?.text(), "it runs");
     own.demand(&[&public], "")?;
+    // Whether it is signed cannot be told without asking, so it is not used.
+    assert_clear_error(&offline()?, 125, &[".sig", "not in the store"]);
     assert_clear_error(&run()?, 125, &["demands a signature", "there is none"]);
     own.sign(&key, &own.name())?;
     let outcome = run()?;
@@ -291,10 +299,12 @@ fn images_in_the_store_need_signatures_too(environment: &TestEnvironment<'_>) ->
     let before = own.signature_requests()?;
     assert!(before > 0);
     assert_eq!(run()?.text(), "it runs");
+    assert_eq!(offline()?.text(), "it runs");
     assert_eq!(own.signature_requests()?, before);
     // By what is in the policy now.
     let (_, new_public) = own.keys("new")?;
     own.demand(&[&new_public], "")?;
+    assert_clear_error(&offline()?, 125, &[".sig", "not in the store"]);
     assert_clear_error(&run()?, 125, &["not by a key of the policy"]);
     Ok(())
 }

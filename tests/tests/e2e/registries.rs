@@ -3,10 +3,10 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::case::{CONTAINER, Case, Need, TestResult, Tier, Who};
 use cista_tests::environment::TestEnvironment;
 use cista_tests::error::{HarnessError, IoContext as _};
-use cista_tests::image::Recipe;
+use cista_tests::image::{Recipe, push};
 use cista_tests::registry::Registry;
 
 use super::bad_input::assert_clear_error;
@@ -78,6 +78,54 @@ fn mirrors_are_asked_in_order(environment: &TestEnvironment<'_>) -> TestResult {
         .cista(["digest", "docker://far.invalid/no/such:1"])
         .run()?;
     assert_clear_error(&outcome, 1, &["far.invalid"]);
+    Ok(())
+}
+
+/// A mirror that has a damaged layer is left, and the image is begun again from the next place.
+fn a_wrong_layer_of_a_mirror_comes_from_elsewhere(environment: &TestEnvironment<'_>) -> TestResult {
+    let session = environment.session();
+    let uri = session.uri(Recipe::Busybox)?;
+    let image = session.images().get(Recipe::Busybox)?;
+    let home = environment.home();
+    let mirror = Registry::start(&home.join("storage"), &home.join("registry"))?;
+    push(&image, &mirror)?;
+    let size = |path: &std::path::PathBuf| path.metadata().map_or(0, |file| file.len());
+    let blobs = cista_tests::listing::files_below(&home.join("storage"))?;
+    let layer = blobs.into_iter().max_by_key(size).unwrap_or_default();
+    let mut bytes = std::fs::read(&layer).context("read", &layer)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&layer, bytes).context("write", &layer)?;
+    let host = session.registry()?.host();
+    environment.configure(
+        "cista/cista.toml",
+        &format!(
+            "[registries.\"{host}\"]\nmirrors = [\"{}\"]\n",
+            mirror.host()
+        ),
+    )?;
+    for options in [&[][..], &["--no-cache"]] {
+        let outcome = environment
+            .cista(["import", "-q", "-f", "-o", "x.sqsh", &uri])
+            .args(options)
+            .check()?;
+        let told = outcome.error_text();
+        let words = [
+            mirror.host(),
+            "not used any more".into(),
+            "fetched again".into(),
+        ];
+        assert!(words.iter().all(|word| told.contains(word)), "{told}");
+        environment.cista(["start", "x.sqsh", "true"]).check()?;
+        // Without the store there is none.
+        let _ = std::fs::remove_dir_all(environment.store());
+    }
+    // Where there is no other place, the damage is the error.
+    let direct = image.uri(&mirror);
+    let outcome = environment
+        .cista(["import", "-o", "y.sqsh", &direct])
+        .run()?;
+    assert_clear_error(&outcome, 1, &["corrupt", "sha256:"]);
     Ok(())
 }
 
@@ -235,6 +283,11 @@ pub(crate) const CASES: &[Case] = &[
         "registries::mirrors_are_asked_in_order",
         mirrors_are_asked_in_order,
     ),
+    case(
+        "registries::a_wrong_layer_of_a_mirror_comes_from_elsewhere",
+        a_wrong_layer_of_a_mirror_comes_from_elsewhere,
+    )
+    .needing(CONTAINER),
     case(
         "registries::podmans_configuration_is_followed",
         podmans_configuration_is_followed,

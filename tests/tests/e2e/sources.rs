@@ -93,6 +93,32 @@ fn archives_on_standard_input(environment: &TestEnvironment<'_>) -> TestResult {
 }
 
 /// A root file system is told from an archive, and is not kept.
+/// What an archive may expand to is the user's setting, as for layers.
+fn archives_that_expand_too_far(environment: &TestEnvironment<'_>) -> TestResult {
+    environment
+        .program("sh")
+        .args([
+            "-c",
+            "echo '[]' >manifest.json; head -c 64M /dev/zero >big; tar czf bomb.tgz manifest.json big; rm big manifest.json",
+        ])
+        .check()?;
+    let path = environment.path("bomb.tgz");
+    let bomb = std::fs::read(&path).context("read", &path)?;
+    let import = |limit: &str| {
+        environment
+            .cista(["import", "-q", "-o", "x.sqsh", "-"])
+            .env("CISTA_MAX_LAYER_SIZE", limit)
+            .stdin_bytes(bomb.clone())
+            .run()
+    };
+    assert_clear_error(&import("1M")?, 1, &["expands", "CISTA_MAX_LAYER_SIZE"]);
+    // With more it is read, and found to hold no image.
+    let read = import("1G")?;
+    assert!(!read.error_text().contains("CISTA_MAX_LAYER_SIZE"));
+    assert_clear_error(&read, 1, &["there is no image"]);
+    assert_nothing_kept(environment)
+}
+
 fn root_file_systems_on_standard_input(environment: &TestEnvironment<'_>) -> TestResult {
     let root = environment.directory("root")?;
     environment.write("root/a", "content of a", 0o644)?;
@@ -287,6 +313,12 @@ pub(crate) const CASES: &[Case] = &[
         Who::User,
         BUSYBOX,
         archives_on_standard_input,
+    ),
+    case(
+        "sources::archives_that_expand_too_far",
+        Who::User,
+        BUSYBOX,
+        archives_that_expand_too_far,
     ),
     case(
         "sources::root_file_systems_on_standard_input",
