@@ -11,6 +11,7 @@ pub mod prompt;
 
 use std::error::Error;
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cli::{Failure, status};
 use log::Level;
@@ -25,8 +26,18 @@ pub fn message(text: impl std::fmt::Display) {
     tell(Level::Info, "", &text);
 }
 
-/// Tells something that should not go unseen although nothing is wrong.
+static IS_QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From now on, says nothing but warnings and errors.
+pub fn be_quiet() {
+    IS_QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Tells something that should not go unseen although nothing is wrong, unless nothing but warnings and errors is wanted.
 pub fn note(text: impl std::fmt::Display) {
+    if IS_QUIET.load(Ordering::Relaxed) {
+        return;
+    }
     tell(Level::Note, "note: ", &text);
 }
 

@@ -82,6 +82,7 @@ impl ImportProgress {
     #[must_use]
     pub fn new(quiet: bool) -> Self {
         let view = if quiet {
+            super::be_quiet();
             View::Quiet
         } else if std::io::stderr().is_terminal() && !super::log::is_json() {
             View::Bars(Bars::new())

@@ -157,6 +157,40 @@ fn mistakes_are_told_with_their_line(environment: &TestEnvironment<'_>) -> TestR
     Ok(())
 }
 
+/// `fs_passno`: the smaller number first, whatever the files and the lines are; the image's own count like the others.
+fn mounts_are_made_in_the_order_of_their_numbers(environment: &TestEnvironment<'_>) -> TestResult {
+    for name in ["first", "second", "third"] {
+        put(environment, &format!("{name}/name"), name)?;
+    }
+    let line = |name: &str, pass: &str| {
+        let source = environment.path(name);
+        format!(
+            "{} /mnt none x-create=dir,bind 0 {pass}\n",
+            source.display()
+        )
+    };
+    for (lines, seen) in [
+        (
+            [line("third", "10"), line("second", "2"), line("first", "1")],
+            "third",
+        ),
+        (
+            [line("first", "1"), line("third", ""), line("second", "-1")],
+            "first",
+        ),
+        (
+            [line("second", "1"), line("first", "1"), line("third", "1")],
+            "third",
+        ),
+    ] {
+        put(environment, "etc/mounts.d/10.fstab", &lines[0])?;
+        put(environment, "etc/mounts.d/20.fstab", &lines[1..].concat())?;
+        let text = start(environment, &[], "cat /mnt/name")?.text()?;
+        assert_eq!(text, seen, "{lines:?}");
+    }
+    Ok(())
+}
+
 /// Mount points never resolve on the host, whatever links an image has there.
 fn links_of_an_image_stay_inside(environment: &TestEnvironment<'_>) -> TestResult {
     let outside = environment.directory("outside")?;
@@ -258,6 +292,10 @@ pub(crate) const CASES: &[Case] = &[
     case(
         "additions::mistakes_are_told_with_their_line",
         mistakes_are_told_with_their_line,
+    ),
+    case(
+        "additions::mounts_are_made_in_the_order_of_their_numbers",
+        mounts_are_made_in_the_order_of_their_numbers,
     ),
     case(
         "additions::links_of_an_image_stay_inside",

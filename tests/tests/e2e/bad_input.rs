@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::case::{CONTAINER, Case, Need, TestResult, Tier, Who};
 use cista_tests::environment::TestEnvironment;
 use cista_tests::error::IoContext as _;
 use cista_tests::image::Recipe;
@@ -283,11 +283,6 @@ fn names_that_are_no_containers(environment: &TestEnvironment<'_>) -> TestResult
 }
 
 const BUSYBOX: &[Need] = &[Need::Image(Recipe::Busybox)];
-const CONTAINER: &[Need] = &[
-    Need::Image(Recipe::Busybox),
-    Need::UserNamespaces,
-    Need::Fuse,
-];
 
 const fn case(
     name: &'static str,

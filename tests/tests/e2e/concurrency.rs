@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::case::{Case, TestResult, Who};
 use cista_tests::environment::TestEnvironment;
 use cista_tests::image::Recipe;
 use cista_tests::process;
@@ -156,40 +156,24 @@ fn the_server_never_goes_before(environment: &TestEnvironment<'_>) -> TestResult
     Ok(())
 }
 
-const CONTAINER: &[Need] = &[
-    Need::Image(Recipe::Busybox),
-    Need::UserNamespaces,
-    Need::Fuse,
-];
-
-const fn case(name: &'static str, who: Who, run: fn(&TestEnvironment<'_>) -> TestResult) -> Case {
-    Case {
-        name,
-        tier: Tier::Userns,
-        who,
-        needs: CONTAINER,
-        run,
-    }
-}
-
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[
-    case(
+    Case::container(
         "concurrency::sixty_four_starts_of_an_image",
         Who::Both,
         sixty_four_starts_of_an_image,
     ),
-    case(
+    Case::container(
         "concurrency::many_starts_of_a_container",
         Who::Both,
         many_starts_of_a_container,
     ),
-    case(
+    Case::container(
         "concurrency::the_server_goes_when_all_are_killed",
         Who::Both,
         the_server_goes_when_all_are_killed,
     ),
-    case(
+    Case::container(
         "concurrency::the_server_never_goes_before",
         Who::Both,
         the_server_never_goes_before,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::case::{CONTAINER, Case, Need, TestResult, Tier, Who};
 use cista_tests::environment::TestEnvironment;
 use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::image::{Packing, Recipe};
@@ -253,12 +253,6 @@ fn an_export_does_not_overwrite(environment: &TestEnvironment<'_>) -> TestResult
     assert_eq!(environment.files()?, ["x.sqsh"]);
     Ok(())
 }
-
-const CONTAINER: &[Need] = &[
-    Need::Image(Recipe::Busybox),
-    Need::UserNamespaces,
-    Need::Fuse,
-];
 
 const fn case(
     name: &'static str,

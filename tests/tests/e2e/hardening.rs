@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::case::{CONTAINER, Case, Need, TestResult, Tier, Who};
 use cista_tests::environment::{TestEnvironment, set_mode};
 use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::image::{Compression, LayerWriter, LayoutWriter, Recipe, RunConfig};
@@ -618,12 +618,6 @@ fn a_directory_in_itself_is_no_trap(environment: &TestEnvironment<'_>) -> TestRe
     }
     Ok(())
 }
-
-const CONTAINER: &[Need] = &[
-    Need::Image(Recipe::Busybox),
-    Need::UserNamespaces,
-    Need::Fuse,
-];
 
 const SQUASHFS: &[Need] = &[
     Need::Image(Recipe::Busybox),

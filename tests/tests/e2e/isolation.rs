@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::case::{Case, TestResult, Who};
 use cista_tests::environment::TestEnvironment;
 use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::image::{Compression, LayerWriter, LayoutWriter, Recipe, RunConfig};
@@ -244,56 +244,40 @@ fn the_image_brings_no_helpers(environment: &TestEnvironment<'_>) -> TestResult 
     Ok(())
 }
 
-const CONTAINER: &[Need] = &[
-    Need::Image(Recipe::Busybox),
-    Need::UserNamespaces,
-    Need::Fuse,
-];
-
-const fn case(name: &'static str, who: Who, run: fn(&TestEnvironment<'_>) -> TestResult) -> Case {
-    Case {
-        name,
-        tier: Tier::Userns,
-        who,
-        needs: CONTAINER,
-        run,
-    }
-}
-
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[
-    case(
+    Case::container(
         "isolation::privileges_are_dropped",
         Who::Both,
         privileges_are_dropped,
     ),
-    case(
+    Case::container(
         "isolation::no_descriptor_leaks",
         Who::Both,
         no_descriptor_leaks,
     ),
-    case(
+    Case::container(
         "isolation::the_host_is_not_visible",
         Who::User,
         the_host_is_not_visible,
     ),
-    case("isolation::devices_are_few", Who::Both, devices_are_few),
-    case(
+    Case::container("isolation::devices_are_few", Who::Both, devices_are_few),
+    Case::container(
         "isolation::kernel_file_systems_are_there",
         Who::Both,
         kernel_file_systems_are_there,
     ),
-    case(
+    Case::container(
         "isolation::mount_points_that_lead_out",
         Who::Both,
         mount_points_that_lead_out,
     ),
-    case(
+    Case::container(
         "isolation::mount_targets_stay_inside",
         Who::Both,
         mount_targets_stay_inside,
     ),
-    case(
+    Case::container(
         "isolation::the_image_brings_no_helpers",
         Who::User,
         the_image_brings_no_helpers,

@@ -3,7 +3,7 @@
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
-use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::case::{CONTAINER, Case, Need, TestResult, Tier, Who};
 use cista_tests::environment::TestEnvironment;
 use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::image::Recipe;
@@ -331,12 +331,6 @@ fn a_foreign_container_is_not_joined(environment: &TestEnvironment<'_>) -> TestR
     assert_clear_error(&as_root, 125, &[&pid, &uid, "not to you"]);
     end(container)
 }
-
-const CONTAINER: &[Need] = &[
-    Need::Image(Recipe::Busybox),
-    Need::UserNamespaces,
-    Need::Fuse,
-];
 
 const fn case(
     name: &'static str,

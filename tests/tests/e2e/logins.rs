@@ -228,6 +228,16 @@ fn passwords_that_a_command_gives(environment: &TestEnvironment<'_>) -> TestResu
         .env("TOKEN", PASSWORD)
         .check()?;
     assert_unseen(&outcome);
+    // It is said that a command is run, unless nothing but warnings and errors is wanted.
+    for (option, notes) in [("--verbose", 1), ("--quiet", 0)] {
+        let outcome = private
+            .cista(&["import", option, "-f", "-o", "x.sqsh", &private.uri])
+            .env("TOKEN", PASSWORD)
+            .check()?;
+        let told = outcome.error_text();
+        let found = told.lines().filter(|line| line.starts_with("note: "));
+        assert_eq!(found.count(), notes, "{told}");
+    }
     for text in ["$TOKEN", "$(exit 3)", "$(no-such-command)", "$(echo x"] {
         private.write(
             ".config/enroot/.credentials",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::case::{CONTAINER, Case, TestResult, Tier, Who};
 use cista_tests::environment::TestEnvironment;
 use cista_tests::image::Recipe;
 use cista_tests::process;
@@ -277,12 +277,6 @@ fn the_host_name_is_ones_own(environment: &TestEnvironment<'_>) -> TestResult {
     assert_eq!(before, after);
     Ok(())
 }
-
-const CONTAINER: &[Need] = &[
-    Need::Image(Recipe::Busybox),
-    Need::UserNamespaces,
-    Need::Fuse,
-];
 
 const fn case(name: &'static str, run: fn(&TestEnvironment<'_>) -> TestResult) -> Case {
     Case {

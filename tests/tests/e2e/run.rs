@@ -1,6 +1,6 @@
 //! `cista run`: import into the store when the image is not there, and start.
 
-use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::case::{CONTAINER, Case, TestResult, Tier, Who};
 use cista_tests::environment::TestEnvironment;
 use cista_tests::error::HarnessError;
 use cista_tests::image::Recipe;
@@ -94,12 +94,6 @@ fn failures_are_those_of_import_and_start(environment: &TestEnvironment<'_>) -> 
     );
     Ok(())
 }
-
-const CONTAINER: &[Need] = &[
-    Need::Image(Recipe::Busybox),
-    Need::UserNamespaces,
-    Need::Fuse,
-];
 
 const fn case(name: &'static str, run: fn(&TestEnvironment<'_>) -> TestResult) -> Case {
     Case {

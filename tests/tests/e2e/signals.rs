@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::case::{CONTAINER, Case, TestResult, Tier, Who};
 use cista_tests::environment::TestEnvironment;
 use cista_tests::image::Recipe;
 use cista_tests::process;
@@ -205,12 +205,6 @@ fn a_terminal_session_works(environment: &TestEnvironment<'_>) -> TestResult {
     assert_server_goes(environment);
     Ok(())
 }
-
-const CONTAINER: &[Need] = &[
-    Need::Image(Recipe::Busybox),
-    Need::UserNamespaces,
-    Need::Fuse,
-];
 
 const fn case(name: &'static str, run: fn(&TestEnvironment<'_>) -> TestResult) -> Case {
     Case {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::case::{CONTAINER, Case, Need, TestResult, Tier, Who};
 use cista_tests::environment::{TestEnvironment, set_mode};
 use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::image::{LayoutWriter, Packing, Recipe, RunConfig};
@@ -423,11 +423,6 @@ fn an_unreadable_image_is_named(environment: &TestEnvironment<'_>) -> TestResult
     Ok(())
 }
 
-const CONTAINER: &[Need] = &[
-    Need::Image(Recipe::Busybox),
-    Need::UserNamespaces,
-    Need::Fuse,
-];
 const ODD: &[Need] = &[
     Need::Image(Recipe::Odd(Packing::Gzip)),
     Need::UserNamespaces,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::case::{CONTAINER, Case, Need, TestResult, Tier, Who};
 use cista_tests::environment::TestEnvironment;
 use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::image::Recipe;
@@ -338,12 +338,6 @@ fn the_registry_is_asked_as_often_as_wanted(environment: &TestEnvironment<'_>) -
     assert_eq!(refused.code(), Some(2), "{}", refused.error_text());
     Ok(())
 }
-
-const CONTAINER: &[Need] = &[
-    Need::Image(Recipe::Busybox),
-    Need::UserNamespaces,
-    Need::Fuse,
-];
 
 const TRACED: &[Need] = &[
     Need::Image(Recipe::Busybox),
