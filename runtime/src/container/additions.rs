@@ -33,7 +33,7 @@ pub const MAX_FILE: u64 = 4 << 20;
 const FSTAB: &str = "etc/fstab";
 
 /// Hooks of enroot that are native here.
-const NATIVE_HOOKS: [&str; 9] = [
+const NATIVE_HOOKS: [&str; 11] = [
     "10-aptfix.sh",
     "10-cgroups.sh",
     "10-devices.sh",
@@ -43,6 +43,8 @@ const NATIVE_HOOKS: [&str; 9] = [
     "50-slurm-pmi.sh",
     "50-slurm-pmix.sh",
     "50-slurm-pytorch.sh",
+    "98-nvidia.sh",
+    "99-mellanox.sh",
 ];
 
 /// Those of them that an administrator puts there to have PMI.

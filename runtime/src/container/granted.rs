@@ -2,8 +2,8 @@
 //! [`devices`](crate::devices).
 
 use std::cell::OnceCell;
-use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 use cista_images::squashfs::reader::Reader;
 use rustix::fs::{Mode, OFlags};
@@ -21,6 +21,9 @@ use crate::devices::grant::Hook;
 use crate::devices::install::{self, Target};
 use crate::devices::place::Placed;
 use crate::devices::{self, DeviceError, Grant, Host, Question};
+
+/// Where other dynamic linkers than the GNU one search.
+const SEARCH_PATH: &str = "LD_LIBRARY_PATH";
 
 /// The container's own variables of a named container, in its upper layer.
 const ENVIRONMENT: &str = "etc/environment";
@@ -72,10 +75,28 @@ pub(super) fn decide(
             environment.get(name).map(OsStr::to_owned)
         }
     };
+    let prefixed = |prefix: &str| {
+        let of_image = match early {
+            Some(plan) => &plan.environment,
+            None => of_image.get_or_init(|| environment(&spec.root, source)),
+        };
+        let own = spec.environment.iter().map(|(name, _)| name.as_os_str());
+        let mut names: Vec<String> = of_image
+            .iter()
+            .map(|(name, _)| name)
+            .chain(own)
+            .filter_map(|name| name.to_str().filter(|name| name.starts_with(prefix)))
+            .map(str::to_owned)
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    };
     let question = Question {
         request,
         user: &user,
         image: &image,
+        prefixed: &prefixed,
         caller: &|name| host_variable(OsStr::new(name)),
     };
     let grant = devices::decide(&host, &question)?;
@@ -128,7 +149,7 @@ impl Granted {
         reader: &Reader,
     ) -> Result<bool, DeviceError> {
         let host = Host::open(config.host_root.as_deref())?;
-        let placed = Placed::new(&self.grant, View::Image(reader));
+        let placed = Placed::new(&self.grant, &host, View::Image(reader));
         let is_all = plan
             .seed
             .as_mut()
@@ -137,10 +158,36 @@ impl Granted {
         Ok(is_all)
     }
 
-    /// The variables that come with it.
-    pub(super) fn environment(&self) -> impl Iterator<Item = (&OsString, &OsString)> {
-        let edits = &self.grant.edits;
-        edits.environment.iter().map(|(name, value)| (name, value))
+    /// Sets the variables that come with it. To be done when [`Self::install`] has found out what the image's dynamic linker needs.
+    pub(super) fn set_variables(&self, environment: &mut Environment) {
+        for (name, value) in &self.grant.edits.environment {
+            environment.set(name, value);
+        }
+        let search = self.placed.iter().flat_map(|placed| &placed.search);
+        let mut directories: Vec<PathBuf> = environment
+            .get(SEARCH_PATH)
+            .map(|value| std::env::split_paths(value).collect())
+            .unwrap_or_default();
+        let own = directories.len();
+        for directory in search {
+            if !directories.contains(directory) {
+                directories.push(directory.clone());
+            }
+        }
+        if directories.len() > own
+            && let Ok(value) = std::env::join_paths(directories)
+        {
+            environment.set(SEARCH_PATH, value);
+        }
+    }
+
+    /// Translates variables of the job that mean something else in the container.
+    pub(super) fn translate(&self, environment: &mut Environment) {
+        for translation in &self.grant.translations {
+            if environment.get(translation.name) == Some(OsStr::new(&translation.from)) {
+                environment.set(translation.name, &translation.to);
+            }
+        }
     }
 
     /// The programs that have to be run for it.
@@ -157,16 +204,19 @@ impl Granted {
         warn: &dyn Fn(&str),
     ) -> Result<(), StartError> {
         let host = Host::open(config.host_root.as_deref())?;
-        let placed = self
-            .placed
-            .get_or_insert_with(|| Placed::new(&self.grant, View::Mounted(target.mounter.rootfs)));
+        let placed = self.placed.get_or_insert_with(|| {
+            Placed::new(&self.grant, &host, View::Mounted(target.mounter.rootfs))
+        });
         if let Some(explain) = spec.devices.explain {
-            for decision in &self.grant.decisions {
+            for decision in self.grant.decisions.iter().chain(&placed.decisions) {
                 explain(&decision.to_string());
             }
         }
         for warning in &self.grant.warnings {
             warn(warning);
+        }
+        if let Some(warning) = placed.c_library_warning(target.mounter.rootfs) {
+            warn(&warning);
         }
         Ok(install::install(&self.grant, placed, &host, target)?)
     }

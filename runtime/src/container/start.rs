@@ -360,14 +360,17 @@ pub fn prepare(
         }
     }
     if let Some(granted) = &mut granted {
+        observe::begin(Phase::Devices);
         let target = Target {
             mounter: &mounter,
             scratch: &scratch,
             seed,
-            keeps_files: layout.keeps_files && !matches!(spec.root, Root::Image(_)),
+            is_kept: layout.is_kept,
+            keeps_files: layout.is_kept && layout.keeps_files,
             dev: config.dev,
         };
         granted.install(spec, config, &target, warn)?;
+        observe::begin(Phase::Mount);
     }
     let mut entries = entries.iter().zip(sources).peekable();
     let volumes = plan.volumes.clone();
@@ -386,8 +389,8 @@ pub fn prepare(
         Some(content) => Some(rc_file(&scratch, content)?),
         None => None,
     };
-    for (name, value) in granted.iter().flat_map(Granted::environment) {
-        plan.environment.set(name, value);
+    if let Some(granted) = &granted {
+        granted.set_variables(&mut plan.environment);
     }
     for (name, value) in standard.variables {
         plan.environment.set(name, value);
@@ -411,6 +414,9 @@ pub fn prepare(
     if let Some(mount) = rc.or(wishes.rc) {
         mounter.place(mount, &usual::rc(), false)?;
         plan.line = Start::Script.command_line(&spec.command, OsStr::new(""));
+    }
+    if let Some(granted) = &granted {
+        granted.translate(&mut plan.environment);
     }
     if config.slurm_pytorch {
         standard::tell_pytorch(&mut plan.environment);
@@ -514,6 +520,8 @@ struct Layout {
     keeps_files: bool,
     /// Whether the image is mounted through a server.
     is_served: bool,
+    /// Whether what is made in it outlives the container.
+    is_kept: bool,
 }
 
 /// Puts the root file system together: as an overlay where there is an immutable lower layer, otherwise as it is.
@@ -537,6 +545,7 @@ fn assemble(
                     is_seeded: false,
                     keeps_files: true,
                     is_served: false,
+                    is_kept: true,
                 });
             }
             Content::Tree(_) => Changes::Memory,
@@ -560,6 +569,7 @@ fn assemble(
             is_seeded: seed.is_some(),
             keeps_files: spec.writable,
             is_served,
+            is_kept: matches!(changes, Changes::Container(_)),
         }),
         // Without an overlay, an unpacked tree can still be the root where nothing has to be kept.
         Err(error) if changes == Changes::Memory && !spec.writable => Ok(Layout {
@@ -567,6 +577,7 @@ fn assemble(
             is_seeded: false,
             keeps_files: false,
             is_served: false,
+            is_kept: true,
         }),
         Err(error) => Err(error),
     }

@@ -6,11 +6,12 @@
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use cista_images::squashfs::reader::{Inode, InodeKind, ReadError, Reader};
-use rustix::fs::FileType;
+use rustix::fs::{FileType, OFlags};
 
 use super::rootfs::{MAX_LINKS, Rootfs, components};
 
@@ -66,6 +67,24 @@ impl View<'_> {
                 InodeKind::File(file) => Some(file.size),
                 _ => None,
             },
+        }
+    }
+
+    /// The last component of the path that a path leads to, symbolic links followed; None where there is nothing.
+    #[must_use]
+    pub fn real_name(&self, path: &Path) -> Option<OsString> {
+        match self {
+            Self::Mounted(rootfs) => {
+                let file = rootfs.open(path, OFlags::PATH).ok()?;
+                let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+                let real = std::fs::read_link(link).ok()?;
+                real.file_name().map(OsStr::to_owned)
+            }
+            Self::Image(reader) => {
+                let found = resolve(reader, path).ok()?;
+                found.inode?;
+                found.path.file_name().map(OsStr::to_owned)
+            }
         }
     }
 

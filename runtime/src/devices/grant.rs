@@ -15,8 +15,12 @@ pub struct Grant {
     pub edits: Edits,
     /// What was granted or not, in order, for `--explain-devices`.
     pub decisions: Vec<Decision>,
+    /// Variables of the job that mean something else in the container.
+    pub translations: Vec<Translation>,
     /// What everybody should know about it.
     pub warnings: Vec<String>,
+    /// How many GPUs are granted.
+    pub gpus: usize,
     /// Devices that are in [`Edits::devices`], by the names that options give them, such as `nvidia.com/gpu=0`.
     pub names: Vec<String>,
 }
@@ -83,6 +87,17 @@ impl fmt::Display for Decision {
         };
         write!(formatter, "{verdict:12} {}: {}", self.subject, self.why)
     }
+}
+
+/// A variable of the job that means something else in the container. It is translated where the container has the job's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The variable.
+    pub name: &'static str,
+    /// Its value in the job.
+    pub from: String,
+    /// Its value in the container.
+    pub to: String,
 }
 
 /// What changes in a container.
@@ -191,6 +206,8 @@ pub struct Directory {
 /// What is in a directory of our making.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
+    /// A directory, which is empty but for other entries.
+    Directory,
     /// A file.
     File(Vec<u8>),
     /// A symbolic link.

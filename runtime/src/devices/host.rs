@@ -247,13 +247,22 @@ impl Host {
         }
     }
 
-    /// Whether a device may be opened. access(2) asks the control group of devices as open(2) does, and does not wake the device.
+    /// Whether a device may be opened for reading and writing. access(2) asks the control group of devices as open(2) does, and does not wake the device.
     #[must_use]
     pub fn permission(&self, path: impl AsRef<Path>) -> Permission {
-        let Ok(file) = self.source(path.as_ref()) else {
+        self.access(path.as_ref(), Access::READ_OK | Access::WRITE_OK)
+    }
+
+    /// Whether a device may be opened for reading; [`Permission::Forbidden`] also where there is none.
+    #[must_use]
+    pub fn may_read(&self, path: impl AsRef<Path>) -> Permission {
+        self.access(path.as_ref(), Access::READ_OK)
+    }
+
+    fn access(&self, path: &Path, access: Access) -> Permission {
+        let Ok(file) = self.source(path) else {
             return Permission::Forbidden;
         };
-        let access = Access::READ_OK | Access::WRITE_OK;
         let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
         match rustix::fs::accessat(rustix::fs::CWD, link, access, AtFlags::EACCESS) {
             Ok(()) => Permission::Granted,

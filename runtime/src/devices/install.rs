@@ -13,6 +13,7 @@ use rustix::mount::MountAttrFlags;
 
 use super::grant::{Directory, Entry, Grant, Mount};
 use super::host::Host;
+use super::linker_cache;
 use super::place::Placed;
 use crate::config::Dev;
 use crate::container::fstab::{self, CreateOption, FstabError, Kind};
@@ -58,7 +59,9 @@ pub struct Target<'a> {
     pub scratch: &'a Scratch,
     /// What the upper layer has already; None where it has nothing.
     pub seed: Option<&'a Seed>,
-    /// Whether what is written to the root stays.
+    /// Whether what is made in the root outlives the container.
+    pub is_kept: bool,
+    /// Whether the container may keep files of ours; otherwise they are mounted over its own.
     pub keeps_files: bool,
     /// What `/dev` is.
     pub dev: Dev,
@@ -110,6 +113,25 @@ pub fn install(
     for (number, file) in edits.files.iter().enumerate() {
         installer.file(&file.path, &file.content, &format!("{MADE}/file-{number}"))?;
     }
+    let cache_path = Path::new(linker_cache::PATH);
+    if let Some(cache) = &placed.linker_cache
+        && target
+            .seed
+            .is_none_or(|seed| seed.place(cache_path).is_none())
+    {
+        let rootfs = target.mounter.rootfs;
+        let failed = |source| InstallError::Generate {
+            path: cache_path.to_owned(),
+            source,
+        };
+        if target.keeps_files {
+            // A mount would be in the way of the image's own ldconfig.
+            rootfs.write(cache_path, cache).map_err(failed)?;
+        } else {
+            make_directory(target.scratch.root(), Path::new(MADE)).map_err(failed)?;
+            installer.file(cache_path, cache, &format!("{MADE}/linker-cache"))?;
+        }
+    }
     for link in &placed.symlinks {
         if target
             .seed
@@ -118,7 +140,7 @@ pub fn install(
             continue;
         }
         let source = target
-            .keeps_files
+            .is_kept
             .then(|| granted(&link.path, &link.target, grant, placed))
             .flatten();
         match source {
@@ -256,7 +278,12 @@ impl Installer<'_> {
     }
 
     /// Makes a directory in the scratch and mounts it. The host's parts are mounted on it then.
+    ///
+    /// Where the kernel has no such directory, there is nothing to hide, and nothing can be made.
     fn directory(&self, directory: &Directory, name: &str) -> Result<(), InstallError> {
+        if self.is_missing_in_kernel(&directory.path) {
+            return Ok(());
+        }
         let failed = |source| InstallError::Generate {
             path: directory.path.clone(),
             source,
@@ -275,6 +302,7 @@ impl Installer<'_> {
             }
             let inside = place.join(&path);
             match entry {
+                Entry::Directory => make_directory(scratch.root(), &inside).map_err(failed)?,
                 Entry::File(content) => write(scratch.root(), &inside, content).map_err(failed)?,
                 Entry::Symlink(target) => {
                     rustix::fs::symlinkat(target, scratch.root(), &inside)
@@ -317,7 +345,15 @@ impl Installer<'_> {
         .map_err(failed)
     }
 
+    fn is_missing_in_kernel(&self, path: &Path) -> bool {
+        (path.starts_with("/proc") || path.starts_with("/sys"))
+            && self.target.mounter.rootfs.file_type(path).is_none()
+    }
+
     fn file(&self, path: &Path, content: &[u8], name: &str) -> Result<(), InstallError> {
+        if self.is_missing_in_kernel(path) {
+            return Ok(());
+        }
         let scratch = self.target.scratch;
         write(scratch.root(), Path::new(name), content).map_err(|source| {
             InstallError::Generate {

@@ -98,6 +98,7 @@ impl List<'_> {
                 Some(why) => grant.no(&device.title, why),
             }
         }
+        grant.gpus += granted.len();
         Ok(granted)
     }
 

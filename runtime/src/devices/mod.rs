@@ -14,13 +14,16 @@
 pub mod amd;
 pub mod cdi;
 pub mod described;
+pub mod elf;
 pub mod gaudi;
 pub mod grant;
 pub mod host;
 pub mod install;
 pub mod intel;
 mod libraries;
+pub mod linker_cache;
 mod listed;
+mod nvidia;
 pub mod place;
 pub mod question;
 
@@ -63,6 +66,7 @@ pub trait Vendor: Sync {
 /// Every vendor, in the order in which they are asked.
 pub static VENDORS: &[&dyn Vendor] = &[
     &cdi::grant::Cdi,
+    &nvidia::Nvidia,
     &amd::Amd,
     &intel::Intel,
     &gaudi::Gaudi,

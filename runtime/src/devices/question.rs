@@ -172,6 +172,8 @@ pub struct Question<'a> {
     pub user: Lookup<'a>,
     /// The image's variables.
     pub image: Lookup<'a>,
+    /// The names of all these that begin with a prefix.
+    pub prefixed: &'a dyn Fn(&str) -> Vec<String>,
     /// The variables of the caller, which are those of the job.
     pub caller: Lookup<'a>,
 }
@@ -306,12 +308,25 @@ impl Question<'_> {
         Ok(Some((source, Choice::Names(names))))
     }
 
-    /// Refuses devices that an option names and nobody granted.
+    /// Refuses GPUs and devices that an option names and nobody granted.
     ///
     /// # Errors
     ///
     /// The first such device.
     pub fn require_answers(&self, grant: &Grant) -> Result<(), DeviceError> {
+        if let Some(choice @ (Choice::All | Choice::Names(_))) = &self.request.gpus
+            && grant.gpus == 0
+        {
+            let name = match choice {
+                Choice::Names(names) => names.join(","),
+                _ => "all".to_owned(),
+            };
+            return Err(DeviceError::NotFound {
+                what: "GPU",
+                name,
+                known: Vec::new(),
+            });
+        }
         for device in &self.request.devices {
             let name = device.to_string();
             if !grant.names.contains(&name) {
@@ -497,6 +512,7 @@ mod tests {
                 request: &request,
                 user: &one(*user),
                 image: &one(*image),
+                prefixed: &|_| Vec::new(),
                 caller: &caller_of,
             };
             let found = question.selection(&NVIDIA).unwrap();

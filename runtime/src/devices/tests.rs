@@ -197,6 +197,7 @@ impl Ask<'_> {
             request: &request,
             user: &|name| look(self.user, name),
             image: &|name| look(self.image, name),
+            prefixed: &|_| Vec::new(),
             caller: &|name| look(self.caller, name),
         };
         decide(host, &question)
