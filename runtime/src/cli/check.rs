@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{Context, Outcome, status};
+use super::{Context, Outcome, check_gpu, status};
 use crate::check::{self, Finding};
 use crate::ui;
 
@@ -13,10 +13,19 @@ use crate::ui;
 /// One line for each thing: `ok`, `degraded` or `missing`, what was seen, and the command that mends it. Run it as the user who will start
 /// containers. The exit status is 1 where no container can be started.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Print one JSON object; see docs/json.md for its fields
     #[arg(long)]
     json: bool,
+}
+
+/// What is looked at more closely.
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    Gpu(check_gpu::Args),
 }
 
 /// What `--json` prints.
@@ -27,7 +36,10 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
-    report(context, args.json)
+    match args.what {
+        Some(What::Gpu(args)) => check_gpu::run(args, context),
+        None => report(context, args.json),
+    }
 }
 
 /// Looks at everything and prints it, as JSON with `json`.

@@ -8,6 +8,7 @@ mod bundled;
 mod cache;
 mod cdi;
 mod check;
+mod check_gpu;
 mod completions;
 mod config;
 mod create;

@@ -676,6 +676,64 @@ fn an_administrator_describes_devices() {
 }
 
 #[test]
+fn what_cdi_describes_stays_within_the_job() {
+    let tree = Tree::new();
+    tree.node("/dev/nvidia0").node("/dev/nvidia1");
+    let device = |number: u32| {
+        format!(
+            r#"{{"name":"{number}","containerEdits":{{"deviceNodes":[{{"path":"/dev/nvidia{number}"}}]}}}}"#
+        )
+    };
+    let text = format!(
+        r#"{{"cdiVersion":"0.5.0","kind":"vendor.com/gpu","devices":[{},{}]}}"#,
+        device(0),
+        device(1)
+    );
+    tree.file("/etc/cdi/gpus.json", &text);
+    let job = [JOB, ("SLURM_STEP_GPUS", "0")];
+    let device = |devices| Ask {
+        devices,
+        ..Ask::default()
+    };
+    let in_job = |devices| Ask {
+        devices,
+        caller: &job,
+        ..Ask::default()
+    };
+    let variable = "NVIDIA_VISIBLE_DEVICES";
+    let image = |image| Ask {
+        image,
+        ..Ask::default()
+    };
+    let user = |user| Ask {
+        user,
+        ..Ask::default()
+    };
+    compare(
+        &tree.host(),
+        &[
+            (device(&["vendor.com/gpu=1"]), Ok("nvidia1")),
+            (in_job(&["vendor.com/gpu=0"]), Ok("nvidia0")),
+            (
+                in_job(&["vendor.com/gpu=1"]),
+                Err("`/dev/nvidia1` is not of this job: see `SLURM_STEP_GPUS`"),
+            ),
+            (image(&[(variable, "vendor.com/gpu=1")]), Ok("nvidia1")),
+            // What an image asks for in vain does not keep it from being started.
+            (image(&[(variable, "vendor.com/gpu=7,v/=")]), Ok("")),
+            (
+                user(&[(variable, "vendor.com/gpu=7")]),
+                Err("vendor.com/gpu=7"),
+            ),
+            (
+                user(&[(variable, "vendor.com/other=7")]),
+                Err("vendor.com/other"),
+            ),
+        ],
+    );
+}
+
+#[test]
 fn the_descriptions_that_come_with_the_program_are_good() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/devices.d");
     let mut count = 0;

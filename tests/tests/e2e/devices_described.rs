@@ -329,6 +329,18 @@ fn other_gpus_are_not_there(environment: &TestEnvironment<'_>) -> TestResult {
         told.contains("/dev/dri/renderD129") && told.contains("not asked for"),
         "{told}"
     );
+    let check = environment
+        .cista(["check", "gpu", "--gpus", "1", "--json"])
+        .env("CISTA_HOST_ROOT", environment.path("host"));
+    let report = json::read(check)?;
+    json::compare("check gpu", &[report], &[]);
+    let text = environment
+        .cista(["check", "gpu", "-e", "AMD_VISIBLE_DEVICES=0"])
+        .env("CISTA_HOST_ROOT", environment.path("host"))
+        .text()?;
+    assert!(text.contains("AMD GPU 1 (gfx942, "), "{text}");
+    assert!(text.contains("not granted  GPU 1 "), "{text}");
+    assert!(text.contains("granted      /dev/dri/renderD128"), "{text}");
     // A job has its own GPUs, and no others.
     let job = |options: &[&str], command: &str| {
         Ok::<_, HarnessError>(

@@ -43,6 +43,7 @@ mod registries;
 mod run;
 mod signals;
 mod slurm;
+mod slurm_devices;
 mod slurm_mpi;
 mod slurm_releases;
 mod sources;
@@ -98,6 +99,7 @@ fn main() -> ExitCode {
         load::CASES,
         standard::CASES,
         slurm::CASES,
+        slurm_devices::CASES,
         slurm_mpi::CASES,
         slurm_releases::CASES,
     ];

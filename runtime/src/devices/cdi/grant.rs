@@ -58,11 +58,22 @@ impl Vendor for Cdi {
         question: &Question<'_>,
         grant: &mut Grant,
     ) -> Result<(), DeviceError> {
-        let mut wanted = question.request.devices.clone();
+        // Each name, and whether it is an error that it cannot be had: not where an image asks for it.
+        let mut wanted: Vec<(QualifiedName, bool)> = question
+            .request
+            .devices
+            .iter()
+            .map(|name| (name.clone(), true))
+            .collect();
         if let Some(value) = question.variable(NVIDIA) {
+            let is_users = (question.user)(NVIDIA).is_some();
             let names = value.split(',').map(str::trim);
             for name in names.filter(|name| QualifiedName::is_meant(name)) {
-                wanted.push(QualifiedName::parse(name).map_err(CdiError::from)?);
+                match QualifiedName::parse(name) {
+                    Ok(name) => wanted.push((name, is_users)),
+                    Err(error) if is_users => return Err(CdiError::from(error).into()),
+                    Err(error) => grant.no(name, error.to_string()),
+                }
             }
         }
         if wanted.is_empty() {
@@ -70,7 +81,7 @@ impl Vendor for Cdi {
         }
         let registry = Registry::load(host);
         let mut names = Vec::new();
-        for name in wanted {
+        for (name, is_required) in wanted {
             match registry.find(&name) {
                 Ok(_) => {
                     grant.names.push(name.to_string());
@@ -79,7 +90,8 @@ impl Vendor for Cdi {
                 // One that we know without documents may still be granted.
                 Err(CdiError::NoKind { .. } | CdiError::NoDevice { .. })
                     if crate::devices::knows_kind(&name) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) if is_required => return Err(error.into()),
+                Err(error) => grant.no(name.to_string(), error.to_string()),
             }
         }
         for asked in registry.edits(&names)? {

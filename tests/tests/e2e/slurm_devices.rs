@@ -1,0 +1,140 @@
+//! The GPUs of jobs: a container has those of its step, and no others. The cluster's GPUs are nodes without a driver; a tree
+//! (`CISTA_HOST_ROOT`) shows them as GPUs of AMD, with the same numbers, so that the control groups of the jobs say which may be opened.
+
+use std::time::Duration;
+
+use cista_tests::case::{Case, Need, TestResult, Tier, Who};
+use cista_tests::environment::TestEnvironment;
+use cista_tests::error::HarnessError;
+use cista_tests::image::Recipe;
+use cista_tests::program::Program;
+use cista_tests::slurm::GPUS;
+use cista_tests::slurm::login::Login;
+
+use super::config::put;
+
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Lists the GPUs of a container, and tells what opening each does.
+const LOOK: &str =
+    "for node in /dev/dri/renderD*; do echo $node $(head -c1 $node 2>&1 | sed 's/.*: //'); done";
+
+/// The major number of the cluster's GPUs.
+const MAJOR: &str = "195";
+
+/// Shows the cluster's GPUs as GPUs of AMD.
+fn tree(environment: &TestEnvironment<'_>) -> Result<(), HarnessError> {
+    let node = |path: &str, major: &str, minor: usize| {
+        let place = put(environment, &format!("host{path}"), "")?;
+        Program::new("rm").arg(&place).check()?;
+        Program::new("mknod")
+            .args(["-m", "0666"])
+            .arg(&place)
+            .args(["c", major, &minor.to_string()])
+            .check()
+    };
+    node("/dev/kfd", "1", 5)?;
+    for number in 0..GPUS {
+        let render = 128 + number;
+        node(&format!("/dev/dri/renderD{render}"), MAJOR, number)?;
+        put(
+            environment,
+            &format!("host/sys/class/kfd/kfd/topology/nodes/{number}/properties"),
+            &format!("simd_count 304\ngfx_target_version 90402\ndrm_render_minor {render}\n"),
+        )?;
+    }
+    Ok(())
+}
+
+/// Two jobs of one GPU each, at the same time on one node: each has its own, also where it asks for all.
+fn jobs_have_their_own_gpus(environment: &TestEnvironment<'_>) -> TestResult {
+    tree(environment)?;
+    let image = environment.session().imported(Recipe::Busybox)?;
+    let image = format!("--container-image={}", image.display());
+    let login = Login::new(environment)?;
+    let job = |script: &str| {
+        login
+            .srun(["--gres=gpu:1", "-n1", &image, "sh", "-c", script])
+            .env("CISTA_HOST_ROOT", environment.path("host"))
+    };
+    let mut first = job(&format!("{LOOK}; echo up; read line"))
+        .stdin_pipe()
+        .spawn()?;
+    let seen = first.wait_for_stdout("up", PATIENCE)?;
+    let second = job(LOOK).text()?;
+    first.write(b"\n")?;
+    first.wait()?;
+    let mut nodes: Vec<&str> = Vec::new();
+    for text in [&seen, &second] {
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("/dev"))
+            .collect();
+        assert_eq!(lines.len(), 1, "one GPU each: {text}");
+        // The node is there and may be opened; behind it is no driver.
+        let (node, answer) = lines[0].split_once(' ').unwrap_or_default();
+        assert_eq!(answer, "No such device or address", "{text}");
+        nodes.push(node);
+    }
+    assert_ne!(nodes[0], nodes[1]);
+    // A job without GPUs has none.
+    let none = login
+        .srun([
+            "-n1",
+            &image,
+            "sh",
+            "-c",
+            "ls /dev/dri 2>&1 | grep -c renderD",
+        ])
+        .env("CISTA_HOST_ROOT", environment.path("host"))
+        .run()?;
+    assert_eq!(none.text(), "0", "{}", none.error_text());
+    Ok(())
+}
+
+/// The tasks of a step share one container, which has the GPUs of all of them; which of them is a task's own, its variables say.
+fn tasks_share_the_gpus_of_their_step(environment: &TestEnvironment<'_>) -> TestResult {
+    tree(environment)?;
+    let image = environment.session().imported(Recipe::Busybox)?;
+    let image = format!("--container-image={}", image.display());
+    let login = Login::new(environment)?;
+    let text = login
+        .srun([
+            &format!("-n{GPUS}"),
+            "--gpus-per-task=1",
+            "-N1",
+            &image,
+            "sh",
+            "-c",
+            "echo $CUDA_VISIBLE_DEVICES $(ls /dev/dri | wc -l)",
+        ])
+        .env("CISTA_HOST_ROOT", environment.path("host"))
+        .text()?;
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    let expected: Vec<String> = (0..GPUS).map(|task| format!("{task} {GPUS}")).collect();
+    assert_eq!(lines, expected);
+    Ok(())
+}
+
+const fn case(name: &'static str, run: fn(&TestEnvironment<'_>) -> TestResult) -> Case {
+    Case {
+        name,
+        tier: Tier::Slurm,
+        who: Who::User,
+        needs: &[Need::Slurm, Need::Image(Recipe::Busybox)],
+        run,
+    }
+}
+
+/// The tests of this file.
+pub(crate) const CASES: &[Case] = &[
+    case(
+        "slurm_devices::jobs_have_their_own_gpus",
+        jobs_have_their_own_gpus,
+    ),
+    case(
+        "slurm_devices::tasks_share_the_gpus_of_their_step",
+        tasks_share_the_gpus_of_their_step,
+    ),
+];
