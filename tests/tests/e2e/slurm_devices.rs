@@ -92,28 +92,40 @@ fn jobs_have_their_own_gpus(environment: &TestEnvironment<'_>) -> TestResult {
     Ok(())
 }
 
-/// The tasks of a step share one container, which has the GPUs of all of them; which of them is a task's own, its variables say.
-fn tasks_share_the_gpus_of_their_step(environment: &TestEnvironment<'_>) -> TestResult {
+/// The tasks of a step share one container, which has the GPUs of all of them. Slurm says which of them is a task's own, as it does without a
+/// container: by the control group of the task, and by variables that count what that allows.
+fn tasks_open_their_own_gpus(environment: &TestEnvironment<'_>) -> TestResult {
     tree(environment)?;
     let image = environment.session().imported(Recipe::Busybox)?;
     let image = format!("--container-image={}", image.display());
     let login = Login::new(environment)?;
-    let text = login
-        .srun([
-            &format!("-n{GPUS}"),
-            "--gpus-per-task=1",
-            "-N1",
-            &image,
-            "sh",
-            "-c",
-            "echo $CUDA_VISIBLE_DEVICES $(ls /dev/dri | wc -l)",
-        ])
-        .env("CISTA_HOST_ROOT", environment.path("host"))
-        .text()?;
-    let mut lines: Vec<&str> = text.lines().collect();
-    lines.sort_unstable();
-    let expected: Vec<String> = (0..GPUS).map(|task| format!("{task} {GPUS}")).collect();
-    assert_eq!(lines, expected);
+    let step = |container: &[&str], look: &str| {
+        login
+            .srun([&format!("-n{GPUS}"), "--gpus-per-task=1", "-N1"])
+            .args(container)
+            .args(["sh", "-c", look])
+            .env("CISTA_HOST_ROOT", environment.path("host"))
+            .text()
+    };
+    let mine = |directory: &str| {
+        format!(
+            "echo $CUDA_VISIBLE_DEVICES $(ls {directory} | wc -l) $(for node in {directory}; do \
+             head -c1 $node 2>&1 | grep -q 'No such device' && echo ${{node##*[a-zA-Z]}}; done)"
+        )
+    };
+    let lines = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    let bare = lines(&step(&[], &mine("/dev/nvidia[0-9]"))?);
+    let expected: Vec<String> = (0..GPUS).map(|gpu| format!("0 {GPUS} {gpu}")).collect();
+    assert_eq!(bare, expected, "what Slurm does without a container");
+    let contained = lines(&step(&[&image], &mine("/dev/dri/renderD*"))?);
+    let expected: Vec<String> = (0..GPUS)
+        .map(|gpu| format!("0 {GPUS} {}", 128 + gpu))
+        .collect();
+    assert_eq!(contained, expected);
     Ok(())
 }
 
@@ -134,7 +146,7 @@ pub(crate) const CASES: &[Case] = &[
         jobs_have_their_own_gpus,
     ),
     case(
-        "slurm_devices::tasks_share_the_gpus_of_their_step",
-        tasks_share_the_gpus_of_their_step,
+        "slurm_devices::tasks_open_their_own_gpus",
+        tasks_open_their_own_gpus,
     ),
 ];
