@@ -243,7 +243,10 @@ pub(crate) fn end() {
             messages_end,
             ..
         } = step;
-        drop((requests, holder_end, messages_end));
+        // Without its own end of the socket, nobody would ever take this.
+        drop((holder_end, messages_end));
+        let _ = wire::send(&requests, wire::OVER, None);
+        drop(requests);
         messages.pass_on_until_closed(ENDS);
     }
 }

@@ -5,7 +5,7 @@
 //! version, the last that nothing is missing.
 //!
 //! The way between tasks and holder is a pair of sockets that keep messages apart. The holder has one end, slurmstepd and, until they are executed, its
-//! tasks have the other: when it is closed everywhere the step is over. A message is one letter, [`JOIN`] or [`FINISH`], and a socket for the
+//! tasks have the other: when it is closed everywhere the step is over. A message is one letter, [`JOIN`], [`FINISH`] or [`OVER`], and a socket for the
 //! answer, which is one byte, with the text and the descriptors that it names.
 
 use std::ffi::{OsStr, OsString};
@@ -26,6 +26,8 @@ use rustix::net::{
 pub(crate) const JOIN: u8 = b'j';
 /// slurmstepd says that the tasks have ended: the container is saved where that was asked for, and what was made for it is removed.
 pub(crate) const FINISH: u8 = b'f';
+/// slurmstepd says that the step is over. Where its socket is closed without this, it was killed.
+pub(crate) const OVER: u8 = b'e';
 /// Done.
 pub(crate) const YES: u8 = b'+';
 /// Not done.

@@ -23,7 +23,9 @@ use crate::container::named::{Container, ContainerError, Content, Creation};
 use crate::container::plan::Plan;
 use crate::container::rootfs::Rootfs;
 use crate::container::view::View;
-use crate::container::{Root, Spec, accounts, export, named, running, standard, temporary};
+use crate::container::{
+    Root, Spec, StartError, accounts, export, named, running, standard, temporary,
+};
 use crate::devices;
 use crate::slurm::answer::Answer;
 use crate::slurm::build::{self, BuildError, Construction};
@@ -140,18 +142,25 @@ fn step(args: StepArgs, context: &Context) -> Outcome {
         helper: sys::process::inherited(HELPER).ok().map(Helper::new),
     };
     let found = step.find()?;
-    let (handles, image, keeper) = match found {
+    let ((handles, is_ours), image, keeper) = match found {
         Found::Running(container, pid) => (
-            step.join(&container, pid)?,
+            (step.join(&container, pid)?, false),
             "running container".to_owned(),
             Keeper::default(),
         ),
-        Found::Stopped(container) => step.start_named(container)?,
-        Found::Nothing => step.start_new(&tasks, args.resolved)?,
+        Found::Stopped(container) => {
+            let (handles, shown, keeper) = step.start_named(container)?;
+            ((handles, true), shown, keeper)
+        }
+        Found::Nothing => {
+            let (handles, shown, keeper) = step.start_new(&tasks, args.resolved)?;
+            ((handles, true), shown, keeper)
+        }
     };
     // Root is not needed any more: the last copy of its socket goes.
     step.helper = None;
     drop(sys::process::take(HELPER));
+    let own = is_ours.then(|| join::mount_namespace(&handles)).flatten();
     let environment = config::host_variable;
     let is_own = |name: &OsStr| is_of_task(name, &environment);
     let answer = Answer::new(handles, &is_own).map_err(StepError::Answer)?;
@@ -159,7 +168,17 @@ fn step(args: StepArgs, context: &Context) -> Outcome {
         "verbose: container ready in {} ms ({image})",
         began.elapsed().as_millis()
     ));
-    let finished = step.serve(&tasks, &answer, &keeper);
+    let finished = match step.serve(&tasks, &answer, &keeper) {
+        Over::Finished(socket, byte) => Some((socket, byte)),
+        Over::Ended => None,
+        Over::Abandoned => {
+            // Nobody else ends the tasks of a slurmstepd that was killed.
+            if let Some(namespace) = own {
+                running::kill_in_mount_namespace(&namespace);
+            }
+            None
+        }
+    };
     // The container ends with the descriptors, and is no longer written to then.
     drop(answer);
     keeper.clean_up();
@@ -209,6 +228,16 @@ enum Found {
     Stopped(Container),
     /// It is to be made.
     Nothing,
+}
+
+/// How a step is over.
+enum Over {
+    /// slurmstepd waits on the socket for the byte.
+    Finished(OwnedFd, u8),
+    /// slurmstepd has said so.
+    Ended,
+    /// slurmstepd is gone.
+    Abandoned,
 }
 
 /// What the holder has to do when the step has ended.
@@ -518,25 +547,28 @@ impl Step<'_> {
         }
     }
 
-    /// Answers until the step is over. Gives the socket on which that was said, and the answer to it.
-    fn serve(&self, tasks: &OwnedFd, answer: &Answer, keeper: &Keeper) -> Option<(OwnedFd, u8)> {
+    /// Answers until the step is over.
+    fn serve(&self, tasks: &OwnedFd, answer: &Answer, keeper: &Keeper) -> Over {
         let files: Vec<BorrowedFd<'_>> = answer.files.iter().map(|file| file.as_fd()).collect();
-        loop {
-            let (letter, sockets) = channel::receive(tasks)?;
-            let Some(socket) = sockets.into_iter().next() else {
-                continue;
-            };
-            match letter {
-                channel::FINISH if self.request.save.is_none() || self.save(keeper) => {
-                    return Some((socket, channel::YES));
+        while let Some((letter, sockets)) = channel::receive(tasks) {
+            let socket = sockets.into_iter().next();
+            match (letter, socket) {
+                (channel::END, _) => return Over::Ended,
+                (channel::FINISH, Some(socket)) => {
+                    let is_done = self.request.save.is_none() || self.save(keeper);
+                    return Over::Finished(
+                        socket,
+                        if is_done { channel::YES } else { channel::NO },
+                    );
                 }
-                channel::FINISH => return Some((socket, channel::NO)),
                 // A task that is gone needs no answer.
-                _ => {
+                (channel::JOIN, Some(socket)) => {
                     let _ = channel::send(socket, channel::YES, &files);
                 }
+                _ => {}
             }
         }
+        Over::Abandoned
     }
 
     /// Saves the container; true where that was done.
@@ -576,7 +608,15 @@ fn save(container: &Container, path: &Path, threads: usize) -> Result<(), Failur
 
 fn failure(error: BuildError) -> Failure {
     match error {
-        BuildError::Start(error) => start::failure(error),
+        BuildError::Start(error) => {
+            let is_refused = matches!(error, StartError::UserNamespace(_));
+            let failure = start::failure(error);
+            if is_refused && failure.hint().is_none() {
+                failure.with_hint("`cista check` on the node says what it lacks")
+            } else {
+                failure
+            }
+        }
         BuildError::Entrypoint(error) => {
             Failure::new(error).with_hint("`--no-container-entrypoint` does without it")
         }

@@ -11,9 +11,10 @@ use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
@@ -212,6 +213,18 @@ pub fn handles(pid: u32) -> Result<Handles, JoinError> {
     };
     target.check_alive()?;
     Ok(handles)
+}
+
+/// The name of the mount namespace among the handles, as `/proc/PID/ns/mnt` has it.
+#[must_use]
+pub fn mount_namespace(handles: &Handles) -> Option<PathBuf> {
+    handles.namespaces.iter().find_map(|namespace| {
+        let name = fs::read_link(format!("/proc/self/fd/{}", namespace.as_raw_fd())).ok()?;
+        name.as_os_str()
+            .as_bytes()
+            .starts_with(b"mnt:")
+            .then_some(name)
+    })
 }
 
 /// Whether the user namespace of this process has one user only, as an ordinary user's has: then changes of owners are faked, as for

@@ -10,6 +10,9 @@ use std::fs;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::named::Content;
 use super::start::Root;
@@ -204,6 +207,29 @@ pub fn in_mount_namespace(namespace: &Path) -> Vec<u32> {
     process_ids()
         .filter(|pid| is_in_mount_namespace(*pid, namespace))
         .collect()
+}
+
+/// Kills the processes in a mount namespace, until there are none.
+pub fn kill_in_mount_namespace(namespace: &Path) {
+    // One that is killed may just have made another.
+    for _ in 0..100 {
+        let processes = in_mount_namespace(namespace);
+        if processes.is_empty() {
+            return;
+        }
+        for number in processes {
+            let Some(pid) = i32::try_from(number).ok().and_then(Pid::from_raw) else {
+                continue;
+            };
+            // Held, then looked at again: the number may be another's by now.
+            if let Ok(process) = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+                && is_in_mount_namespace(number, namespace)
+            {
+                let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Reads about a process; None when it is gone.

@@ -19,6 +19,8 @@ pub const MAX_FILES: usize = 16;
 pub const JOIN: u8 = b'j';
 /// slurmstepd says that the tasks have ended: the container is saved where that was asked for, and what was made for it is removed.
 pub const FINISH: u8 = b'f';
+/// slurmstepd says that the step is over, and is waited for by nobody. Where the socket is closed without this, slurmstepd was killed.
+pub const END: u8 = b'e';
 /// Done.
 pub const YES: u8 = b'+';
 /// Not done.
