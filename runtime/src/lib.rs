@@ -10,6 +10,7 @@
 //! - [`devices`]: the devices that a container is granted
 //! - [`fuse`]: serves a squashfs image to the kernel
 //! - [`manual`]: pages about topics, and the reference
+//! - [`migrate`]: what the files of enroot and pyxis become
 //! - [`observe`]: what starts and imports spend their time on, for logs and Prometheus
 //! - [`oci`]: bundles of the OCI runtime specification
 //! - [`slurm`]: the program's part of a step of Slurm
@@ -24,6 +25,7 @@ pub mod credentials;
 pub mod devices;
 pub mod fuse;
 pub mod manual;
+pub mod migrate;
 pub mod observe;
 pub mod oci;
 pub mod slurm;

@@ -23,6 +23,7 @@ mod inspect;
 mod list;
 mod load;
 mod login;
+mod migrate;
 mod oci;
 mod remove;
 mod run;
@@ -103,6 +104,7 @@ enum Command {
     Config(config::Args),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
+    Migrate(migrate::Args),
     Completions(completions::Args),
     Help(help::Args),
     Version(version::Args),
@@ -134,6 +136,7 @@ impl Command {
             Self::Config(_) => ("config", Activity::Other),
             Self::Login(_) => ("login", Activity::Other),
             Self::Logout(_) => ("logout", Activity::Other),
+            Self::Migrate(_) => ("migrate", Activity::Other),
             Self::Completions(_) => ("completions", Activity::Other),
             Self::Help(_) => ("help", Activity::Other),
             Self::Version(_) => ("version", Activity::Other),
@@ -267,6 +270,7 @@ pub fn main() -> ExitCode {
             Command::Config(args) => config::run(args, &context),
             Command::Login(args) => login::login(args, &context),
             Command::Logout(args) => login::logout(args, &context),
+            Command::Migrate(args) => migrate::run(args, &context),
             Command::Completions(args) => completions::run(&args),
             Command::Help(args) => help::run(&args),
             Command::Version(args) => version::run(args, &context),

@@ -110,6 +110,13 @@ impl Enroot {
         self.lines.iter().map(|line| line.name.as_str())
     }
 
+    /// Every line that sets something: its name, its word as it stands there, and its place.
+    pub fn lines(&self) -> impl Iterator<Item = (&str, &[u8], &Place)> {
+        self.lines
+            .iter()
+            .map(|line| (line.name.as_str(), line.word.as_slice(), &line.place))
+    }
+
     /// Lines that set what enroot does not know, for a warning.
     pub fn unknown(&self) -> impl Iterator<Item = &Place> {
         let is_unknown = |line: &&Line| {

@@ -203,7 +203,7 @@ impl Sources {
         files: &mut Vec<TomlFile>,
     ) -> Result<(), ConfigError> {
         files.extend(TomlFile::read(path, is_system, &|name| {
-            self.variable(name)
+            self.variable(name).or_else(|| user_number(name))
         })?);
         Ok(())
     }
@@ -330,19 +330,21 @@ impl Sources {
 
     /// A variable, or where it is not set what enroot sets it to before it reads its files.
     fn variable_of_enroot(&self, name: &str) -> Option<OsString> {
-        self.variable(name).or_else(|| {
-            let below_home = |path: &str| {
-                let home = PathBuf::from(self.variable("HOME")?);
-                Some(home.join(path).into_os_string())
-            };
-            match name {
-                "XDG_DATA_HOME" => below_home(".local/share"),
-                "XDG_CONFIG_HOME" => below_home(".config"),
-                "XDG_CACHE_HOME" => below_home(".cache"),
-                "XDG_RUNTIME_DIR" => Some("/run".into()),
-                _ => None,
-            }
-        })
+        self.variable(name)
+            .or_else(|| user_number(name))
+            .or_else(|| {
+                let below_home = |path: &str| {
+                    let home = PathBuf::from(self.variable("HOME")?);
+                    Some(home.join(path).into_os_string())
+                };
+                match name {
+                    "XDG_DATA_HOME" => below_home(".local/share"),
+                    "XDG_CONFIG_HOME" => below_home(".config"),
+                    "XDG_CACHE_HOME" => below_home(".cache"),
+                    "XDG_RUNTIME_DIR" => Some("/run".into()),
+                    _ => None,
+                }
+            })
     }
 
     /// A setting, as `parse` reads it.
@@ -474,6 +476,11 @@ impl Sources {
             .map(|file| Ok(file.structure(name)?.map(|table| (file, table))));
         tables.filter_map(Result::transpose).collect()
     }
+}
+
+/// `UID`, which bash knows and few environments have: the number of the user.
+fn user_number(name: &str) -> Option<OsString> {
+    (name == "UID").then(|| rustix::process::getuid().as_raw().to_string().into())
 }
 
 /// The files of a directory with an extension, in the order of their names. None where there is no such directory.

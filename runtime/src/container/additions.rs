@@ -33,7 +33,7 @@ pub const MAX_FILE: u64 = 4 << 20;
 const FSTAB: &str = "etc/fstab";
 
 /// Hooks of enroot that are native here.
-const NATIVE_HOOKS: [&str; 11] = [
+pub const NATIVE_HOOKS: [&str; 11] = [
     "10-aptfix.sh",
     "10-cgroups.sh",
     "10-devices.sh",

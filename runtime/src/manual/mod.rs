@@ -108,6 +108,11 @@ pub static TOPICS: &[Topic] = &[
         "containers in Slurm",
         include_str!("../../../docs/slurm.md"),
     ),
+    file(
+        "migrating",
+        "moving from enroot and pyxis",
+        include_str!("../../../docs/migrating.md"),
+    ),
     Topic {
         name: "settings",
         about: "everything that can be set, and where",

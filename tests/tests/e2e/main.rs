@@ -33,6 +33,7 @@ mod json;
 mod load;
 mod logins;
 mod messages;
+mod migrate;
 mod namespaces;
 mod observe;
 mod oci;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         check::CASES,
         concurrency::CASES,
         join::CASES,
+        migrate::CASES,
         namespaces::CASES,
         observe::CASES,
         json::CASES,
