@@ -97,7 +97,7 @@ pub enum DeviceError {
         known: Vec<String>,
     },
     /// A device that was asked for is here, and not for this job.
-    #[error("cannot use the {what} `{name}`: {why}")]
+    #[error("cannot use {what} `{name}`: {why}")]
     Denied {
         /// What kind of device.
         what: &'static str,

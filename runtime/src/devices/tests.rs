@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::cdi::name::QualifiedName;
 use super::grant::Entry;
+use super::linker_cache::{self, LinkerCache};
 use super::question::{Choice, Question, Request};
 use super::{Grant, Host, VENDORS, decide};
 
@@ -574,6 +575,42 @@ fn fabrics_are_granted_as_their_descriptions_say() {
             ),
         ],
     );
+}
+
+#[test]
+fn libraries_of_a_fabric_are_granted_to_who_asks() {
+    let tree = Tree::fabrics();
+    tree.file("/opt/rdma/libibverbs.so.1.14", "")
+        .link("/opt/rdma/libibverbs.so.1", "libibverbs.so.1.14")
+        .file("/usr/lib64/libibumad.so.3", "")
+        .file("/usr/lib64/libibverbs.so.1", "")
+        .file("/etc/libibverbs.d/mlx5.driver", "driver mlx5\n");
+    let mut cache = LinkerCache::default();
+    let path = b"/opt/rdma/libibverbs.so.1";
+    cache.add(b"libibverbs.so.1", path, linker_cache::NATIVE[0]);
+    fs::write(tree.path(linker_cache::PATH), cache.write()).unwrap();
+    let host = tree.host();
+    let libraries = |devices| {
+        let ask = Ask {
+            devices,
+            ..Ask::default()
+        };
+        let edits = ask.of(&host).unwrap().edits;
+        let libraries = edits.libraries.iter().map(|it| {
+            let path = it.host_path.display();
+            format!("{} {path}", it.links.join(" "))
+        });
+        let files = edits.mounts.iter().map(|it| it.path.display().to_string());
+        libraries.chain(files).collect::<Vec<_>>()
+    };
+    assert_eq!(libraries(&[]), Vec::<String>::new());
+    let all = libraries(&["host/infiniband=libraries", "host/infiniband=mlx5_0"]);
+    let expected = [
+        "libibverbs.so.1 /opt/rdma/libibverbs.so.1.14",
+        "libibumad.so.3 /usr/lib64/libibumad.so.3",
+        "/etc/libibverbs.d",
+    ];
+    assert_eq!(all, expected);
 }
 
 #[test]

@@ -110,8 +110,8 @@ fn holds(condition: &str, facts: Facts<'_>) -> Option<bool> {
             let is_one =
                 |brands: &&[&str]| brands.iter().any(|brand| brand.eq_ignore_ascii_case(value));
             match operator {
-                "=" | "==" => Some(facts.brands.iter().all(|brands| is_one(brands))),
-                "!=" => Some(!facts.brands.iter().any(|brands| is_one(brands))),
+                "=" | "==" => Some(facts.brands.iter().all(&is_one)),
+                "!=" => Some(!facts.brands.iter().any(is_one)),
                 _ => None,
             }
         }

@@ -169,7 +169,7 @@ impl Machine {
         while let Some(word) = words.next() {
             match *word {
                 "--gpus" => {
-                    request.gpus = Some(Choice::parse_option(words.next().unwrap()).unwrap())
+                    request.gpus = Some(Choice::parse_option(words.next().unwrap()).unwrap());
                 }
                 "--device" => request.devices.push(words.next().unwrap().parse_name()),
                 word => {
@@ -322,15 +322,12 @@ fn what_cannot_be_had_is_an_error() {
         ),
         (&["--gpus", "0:3"], &["`0:3`"]),
         (&["--gpus", "1:0"], &["`1:0`"]),
-        (
-            &["--gpus", "5"],
-            &["GPU `5` cannot be used", "nvidia-modprobe"],
-        ),
+        (&["--gpus", "5"], &["cannot use GPU `5`", "nvidia-modprobe"]),
         (&["-NVIDIA_VISIBLE_DEVICES=17"], &["`17`"]),
         (&["--device", "nvidia.com/gpu=x"], &["`x`"]),
         (
             &["!SLURM_JOB_ID=1", "!SLURM_STEP_GPUS=1", "--gpus", "2"],
-            &["GPU `2` cannot be used", "SLURM_STEP_GPUS"],
+            &["cannot use GPU `2`", "SLURM_STEP_GPUS"],
         ),
         (
             &[
@@ -339,7 +336,7 @@ fn what_cannot_be_had_is_an_error() {
                 "--device",
                 "nvidia.com/gpu=2",
             ],
-            &["GPU `2` cannot be used"],
+            &["cannot use GPU `2`"],
         ),
         (&["!SLURM_JOB_ID=1", "!SLURM_STEP_GPUS=14"], &["`14`"]),
         (
