@@ -5,10 +5,10 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Process, Spec};
 use rustix::thread::UnshareFlags;
 use serde_json::Value;
 
+use super::config::{IdMapping, Linux, NamespaceKind, Process, Spec};
 use crate::container::identity_map::IdMap;
 
 /// Name of the configuration.
@@ -153,36 +153,33 @@ impl Bundle {
         };
         let raw: Value = serde_json::from_slice(&text).map_err(malformed)?;
         let spec: Spec = serde_json::from_slice(&text).map_err(malformed)?;
-        if !spec.version().starts_with("1.") {
+        if !spec.version.starts_with("1.") {
             return Err(BundleError::Version {
-                version: spec.version().clone(),
+                version: spec.version,
             });
         }
         if let Some(field) = REFUSED.into_iter().find(|field| asks_for(&raw, field)) {
             return Err(BundleError::Unsupported { field });
         }
         let root = spec
-            .root()
+            .root
             .as_ref()
             .ok_or(BundleError::Lacks { field: "root" })?;
         let process = spec
-            .process()
+            .process
             .clone()
             .ok_or(BundleError::Lacks { field: "process" })?;
-        if process.args().as_ref().is_none_or(Vec::is_empty) {
+        if process.args.as_ref().is_none_or(Vec::is_empty) {
             return Err(BundleError::Lacks {
                 field: "process.args",
             });
         }
         // A bundle without it gets a container with no namespaces but those of users and mounts.
-        let linux = match raw.get("linux") {
-            Some(_) => spec.linux().clone().unwrap_or_default(),
-            None => serde_json::from_str("{}").map_err(malformed)?,
-        };
+        let linux = spec.linux.clone().unwrap_or_default();
         let map = map(&linux, &process)?;
         let namespaces = namespaces(&linux)?;
         if !namespaces.contains(UnshareFlags::NEWUTS)
-            && (spec.hostname().is_some() || spec.domainname().is_some())
+            && (spec.hostname.is_some() || spec.domainname.is_some())
         {
             return Err(BundleError::Unsupported {
                 field: "hostname without a UTS namespace",
@@ -193,8 +190,8 @@ impl Bundle {
             .filter(|field| asks_for(&raw, field))
             .collect();
         let has_groups = process
-            .user()
-            .additional_gids()
+            .user
+            .additional_gids
             .as_ref()
             .is_some_and(|gids| !gids.is_empty());
         if has_groups && map != IdMap::Identity {
@@ -202,8 +199,8 @@ impl Bundle {
             ignored.push("process.user.additionalGids");
         }
         Ok(Self {
-            root: directory.join(root.path()),
-            readonly: root.readonly().unwrap_or(false),
+            root: directory.join(&root.path),
+            readonly: root.readonly.unwrap_or(false),
             directory,
             process,
             linux,
@@ -218,7 +215,7 @@ impl Bundle {
     #[must_use]
     pub fn command(&self) -> Vec<OsString> {
         self.process
-            .args()
+            .args
             .iter()
             .flatten()
             .map(OsString::from)
@@ -227,7 +224,7 @@ impl Bundle {
 
     /// The environment, as `NAME=VALUE`.
     pub fn environment(&self) -> impl Iterator<Item = &OsStr> {
-        self.process.env().iter().flatten().map(OsStr::new)
+        self.process.env.iter().flatten().map(OsStr::new)
     }
 }
 
@@ -251,34 +248,34 @@ fn map(linux: &Linux, process: &Process) -> Result<IdMap, BundleError> {
         rustix::process::geteuid().as_raw(),
         rustix::process::getegid().as_raw(),
     );
-    let (uid, gid) = (process.user().uid(), process.user().gid());
+    let (uid, gid) = (process.user.uid, process.user.gid);
     let wrong_user = BundleError::User {
         uid,
         gid,
         own_uid,
         own_gid,
     };
-    let single = |mappings: &Option<Vec<LinuxIdMapping>>, own| match mappings.as_deref() {
+    let single = |mappings: &Option<Vec<IdMapping>>, own| match mappings.as_deref() {
         None | Some([]) => Ok(None),
-        Some([one]) if one.size() == 1 && one.host_id() == own => Ok(Some(one.container_id())),
+        Some([one]) if one.size == 1 && one.host_id == own => Ok(Some(one.container_id)),
         Some(_) => Err(BundleError::Unsupported {
             field: "linux.uidMappings of more than the caller",
         }),
     };
     if own_uid == 0 {
-        let is_identity = |mappings: &Option<Vec<LinuxIdMapping>>| {
+        let is_identity = |mappings: &Option<Vec<IdMapping>>| {
             mappings
                 .iter()
                 .flatten()
-                .all(|mapping| mapping.host_id() == mapping.container_id())
+                .all(|mapping| mapping.host_id == mapping.container_id)
         };
-        if is_identity(linux.uid_mappings()) && is_identity(linux.gid_mappings()) {
+        if is_identity(&linux.uid_mappings) && is_identity(&linux.gid_mappings) {
             return Ok(IdMap::Identity);
         }
     }
     let mapped = (
-        single(linux.uid_mappings(), own_uid)?.unwrap_or(uid),
-        single(linux.gid_mappings(), own_gid)?.unwrap_or(gid),
+        single(&linux.uid_mappings, own_uid)?.unwrap_or(uid),
+        single(&linux.gid_mappings, own_gid)?.unwrap_or(gid),
     );
     if mapped == (uid, gid) {
         Ok(IdMap::Single { uid, gid })
@@ -289,20 +286,20 @@ fn map(linux: &Linux, process: &Process) -> Result<IdMap, BundleError> {
 
 fn namespaces(linux: &Linux) -> Result<UnshareFlags, BundleError> {
     let mut flags = UnshareFlags::empty();
-    for namespace in linux.namespaces().iter().flatten() {
-        if namespace.path().is_some() {
+    for namespace in linux.namespaces.iter().flatten() {
+        if namespace.path.is_some() {
             return Err(BundleError::Unsupported {
                 field: "linux.namespaces[].path",
             });
         }
-        flags |= match namespace.typ() {
-            LinuxNamespaceType::User | LinuxNamespaceType::Mount => UnshareFlags::empty(),
-            LinuxNamespaceType::Pid => UnshareFlags::NEWPID,
-            LinuxNamespaceType::Network => UnshareFlags::NEWNET,
-            LinuxNamespaceType::Ipc => UnshareFlags::NEWIPC,
-            LinuxNamespaceType::Uts => UnshareFlags::NEWUTS,
-            LinuxNamespaceType::Cgroup => UnshareFlags::NEWCGROUP,
-            LinuxNamespaceType::Time => {
+        flags |= match namespace.kind {
+            NamespaceKind::User | NamespaceKind::Mount => UnshareFlags::empty(),
+            NamespaceKind::Pid => UnshareFlags::NEWPID,
+            NamespaceKind::Network => UnshareFlags::NEWNET,
+            NamespaceKind::Ipc => UnshareFlags::NEWIPC,
+            NamespaceKind::Uts => UnshareFlags::NEWUTS,
+            NamespaceKind::Cgroup => UnshareFlags::NEWCGROUP,
+            NamespaceKind::Time => {
                 return Err(BundleError::Unsupported {
                     field: "linux.namespaces of type time",
                 });

@@ -1,8 +1,8 @@
 //! Names of capabilities, and the sets of a bundle.
 
-use oci_spec::runtime::{Capabilities, LinuxCapabilities};
 use rustix::thread::CapabilitySet;
 
+use super::config::Capabilities;
 use crate::container::privileges::Limits;
 
 /// `include/uapi/linux/capability.h`, by number.
@@ -52,34 +52,31 @@ const NAMES: [&str; 41] = [
 
 /// The sets of a bundle; none at all where it names none. Those that this kernel does not have are left out.
 #[must_use]
-pub fn limits(capabilities: Option<&LinuxCapabilities>) -> Limits {
+pub fn limits(capabilities: Option<&Capabilities>) -> Limits {
     let Some(asked) = capabilities else {
         return Limits::NONE;
     };
     let known =
         rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted);
-    let set = |listed: &Option<Capabilities>| {
+    let set = |listed: &Option<Vec<String>>| {
         listed
             .iter()
             .flatten()
-            .filter_map(|capability| {
-                let name = serde_json::to_value(capability).ok()?;
-                number(name.as_str()?)
-            })
+            .filter_map(|name| number(name))
             .fold(CapabilitySet::empty(), |set, number| {
                 set | CapabilitySet::from_bits_retain(1 << number)
             })
             & known
     };
-    let permitted = set(asked.permitted());
-    let inheritable = set(asked.inheritable());
+    let permitted = set(&asked.permitted);
+    let inheritable = set(&asked.inheritable);
     Limits {
-        bounding: set(asked.bounding()),
-        effective: set(asked.effective()) & permitted,
+        bounding: set(&asked.bounding),
+        effective: set(&asked.effective) & permitted,
         permitted,
         inheritable,
         // The kernel takes only what is in both.
-        ambient: set(asked.ambient()) & permitted & inheritable,
+        ambient: set(&asked.ambient) & permitted & inheritable,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Bundles of the OCI runtime specification (1.0 and 1.1): a directory with a root file system and a `config.json`.
 //!
 //! This is as much of the runtime command line as Slurm's `oci.conf` needs for `srun --container=BUNDLE`, and as bundles of umoci need.
-//! The rooms follow the life of a container: [`bundle`], what is asked for; [`run`](mod@run), from there to the running program;
+//! The rooms follow the life of a container: [`bundle`], what is asked for, as its [`config`] says; [`run`](mod@run), from there to the running program;
 //! [`mounts`], the mounts of a bundle; [`capabilities`], their names; [`state`], what `state`, `kill` and `delete` know of it.
 //!
 //! What differs from runc:
@@ -17,6 +17,7 @@
 
 pub mod bundle;
 pub mod capabilities;
+pub mod config;
 pub mod mounts;
 pub mod run;
 pub mod state;

@@ -7,12 +7,12 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Mount;
 use rustix::fs::{FileType, OFlags};
 use rustix::mount::MountAttrFlags;
 use rustix::thread::UnshareFlags;
 
 use super::bundle::Bundle;
+use super::config::Mount;
 use crate::container::devices;
 use crate::container::fstab::{self, CreateOption, Entry, FstabError, Kind};
 use crate::container::identity_map::IdMap;
@@ -48,11 +48,11 @@ pub struct Prepared {
 ///
 /// A mount that is not understood, or has no source.
 pub fn take(bundle: &Bundle) -> Result<Vec<Prepared>, BundleMountError> {
-    let asked = bundle.spec.mounts().iter().flatten();
+    let asked = bundle.spec.mounts.iter().flatten();
     let mut prepared = Vec::new();
     if !asked
         .clone()
-        .any(|mount| mount.destination() == Path::new(DEV))
+        .any(|mount| mount.destination == Path::new(DEV))
     {
         prepared.push(prepare(bundle, &usual_dev())?);
     }
@@ -60,8 +60,8 @@ pub fn take(bundle: &Bundle) -> Result<Vec<Prepared>, BundleMountError> {
         prepared.push(prepare(bundle, mount)?);
     }
     // Devices besides the standard ones are those of the host.
-    for device in bundle.linux.devices().iter().flatten() {
-        let entry = bind(device.path(), device.path())?;
+    for device in bundle.linux.devices.iter().flatten() {
+        let entry = bind(&device.path, &device.path)?;
         let source = mounts::source(&entry)?;
         prepared.push(Prepared { entry, source });
     }
@@ -70,13 +70,12 @@ pub fn take(bundle: &Bundle) -> Result<Vec<Prepared>, BundleMountError> {
 
 /// The `/dev` of a bundle that does not ask for one.
 fn usual_dev() -> Mount {
-    let mut mount = Mount::default();
-    mount
-        .set_destination(DEV.into())
-        .set_typ(Some("tmpfs".into()))
-        .set_source(Some("tmpfs".into()))
-        .set_options(Some(vec!["nosuid".into(), "mode=755".into()]));
-    mount
+    Mount {
+        destination: DEV.into(),
+        kind: Some("tmpfs".into()),
+        source: Some("tmpfs".into()),
+        options: Some(vec!["nosuid".into(), "mode=755".into()]),
+    }
 }
 
 fn bind(source: &Path, target: &Path) -> Result<Entry, FstabError> {
@@ -85,9 +84,9 @@ fn bind(source: &Path, target: &Path) -> Result<Entry, FstabError> {
 }
 
 fn prepare(bundle: &Bundle, mount: &Mount) -> Result<Prepared, BundleMountError> {
-    let kind = mount.typ().as_deref().unwrap_or("none");
+    let kind = mount.kind.as_deref().unwrap_or("none");
     let mut options: Vec<String> = mount
-        .options()
+        .options
         .iter()
         .flatten()
         .filter(|option| is_mapped(option, bundle.map))
@@ -96,13 +95,13 @@ fn prepare(bundle: &Bundle, mount: &Mount) -> Result<Prepared, BundleMountError>
     if kind == "bind" && !options.iter().any(|option| option.ends_with("bind")) {
         options.push("bind".into());
     }
-    let source = match mount.source() {
+    let source = match &mount.source {
         Some(source) => source.clone(),
         None => PathBuf::from(kind),
     };
     let mut entry = fstab::parse_fields([
         source.as_os_str(),
-        mount.destination().as_os_str(),
+        mount.destination.as_os_str(),
         OsStr::new(kind),
         OsStr::new(&options.join(",")),
     ])?;
@@ -217,7 +216,7 @@ fn make_point(
 ///
 /// A path that could not be hidden.
 pub fn protect(rootfs: &Rootfs, bundle: &Bundle) -> Result<(), BundleMountError> {
-    for path in bundle.linux.masked_paths().iter().flatten() {
+    for path in bundle.linux.masked_paths.iter().flatten() {
         let path = Path::new(path);
         match rootfs.file_type(path) {
             None => {}
@@ -235,7 +234,7 @@ pub fn protect(rootfs: &Rootfs, bundle: &Bundle) -> Result<(), BundleMountError>
             }
         }
     }
-    for path in bundle.linux.readonly_paths().iter().flatten() {
+    for path in bundle.linux.readonly_paths.iter().flatten() {
         let path = Path::new(path);
         let Ok(target) = rootfs.open(path, OFlags::PATH) else {
             continue;

@@ -7,7 +7,6 @@ use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use oci_spec::runtime::PosixRlimitType;
 use rustix::fs::Mode;
 use rustix::mount::MountAttrFlags;
 use rustix::process::{Resource, Rlimit};
@@ -126,7 +125,7 @@ pub fn run(
     }
     let pid = std::process::id();
     rustix::process::umask(Mode::empty());
-    if let Some(adjustment) = bundle.process.oom_score_adj() {
+    if let Some(adjustment) = bundle.process.oom_score_adj {
         fs::write("/proc/self/oom_score_adj", adjustment.to_string())
             .map_err(process("set `process.oomScoreAdj`"))?;
     }
@@ -151,13 +150,9 @@ pub fn run(
             source,
         })?;
     let rootfs = Rootfs::new(root);
-    mounts::mount(
-        &rootfs,
-        prepared,
-        bundle.process.terminal().unwrap_or(false),
-    )?;
+    mounts::mount(&rootfs, prepared, bundle.process.terminal.unwrap_or(false))?;
     mounts::protect(&rootfs, bundle)?;
-    mounts::make_directory(&rootfs, bundle.process.cwd());
+    mounts::make_directory(&rootfs, &bundle.process.cwd);
     if bundle.readonly {
         sys::mount::set_attributes(
             rootfs.root(),
@@ -171,13 +166,13 @@ pub fn run(
     drop(rootfs);
 
     // The state of the program's process.
-    for limit in bundle.process.rlimits().iter().flatten() {
-        let name = limit.typ().to_string();
+    for limit in bundle.process.rlimits.iter().flatten() {
+        let name = limit.kind.clone();
         let values = Rlimit {
-            current: Some(limit.soft()),
-            maximum: Some(limit.hard()),
+            current: Some(limit.soft),
+            maximum: Some(limit.hard),
         };
-        resource(limit.typ())
+        resource(&limit.kind)
             .map_or(Err(rustix::io::Errno::INVAL), |resource| {
                 rustix::process::setrlimit(resource, values)
             })
@@ -186,7 +181,7 @@ pub fn run(
                 source: error.into(),
             })?;
     }
-    let umask = bundle.process.user().umask().unwrap_or(0o022);
+    let umask = bundle.process.user.umask.unwrap_or(0o022);
     rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
     if let Some(gate) = gate {
         wait(gate)?;
@@ -194,12 +189,12 @@ pub fn run(
     sys::sigpipe::restore();
     sys::process::close_on_exec_but(files).map_err(process("close files"))?;
     take_user(bundle)?;
-    let directory = bundle.process.cwd();
+    let directory = &bundle.process.cwd;
     rustix::process::chdir(directory).map_err(|error| RunError::Directory {
         path: directory.clone(),
         source: error.into(),
     })?;
-    let limits = capabilities::limits(bundle.process.capabilities().as_ref());
+    let limits = capabilities::limits(bundle.process.capabilities.as_ref());
     // The filter first, whose installation is checked against the same rules as in `start`; then what the bundle leaves.
     privileges::give_up(true, bundle.map != IdMap::Identity)?;
     privileges::limit(&limits)?;
@@ -226,17 +221,17 @@ fn record(bundle: &Bundle, entry: &Entry, pid: u32) -> Result<(), RunError> {
         bundle: bundle.directory.clone(),
         rootfs: bundle.root.clone(),
         created,
-        annotations: bundle.spec.annotations().clone().unwrap_or_default(),
+        annotations: bundle.spec.annotations.clone().unwrap_or_default(),
     })?;
     Ok(())
 }
 
 fn set_names(bundle: &Bundle) -> Result<(), RunError> {
-    if let Some(name) = bundle.spec.hostname() {
+    if let Some(name) = &bundle.spec.hostname {
         rustix::system::sethostname(name.as_bytes())
             .map_err(|error| process("set the host name")(error.into()))?;
     }
-    if let Some(name) = bundle.spec.domainname() {
+    if let Some(name) = &bundle.spec.domainname {
         rustix::system::setdomainname(name.as_bytes())
             .map_err(|error| process("set the domain name")(error.into()))?;
     }
@@ -274,10 +269,10 @@ fn take_user(bundle: &Bundle) -> Result<(), RunError> {
         return Ok(());
     }
     let failed = |error: rustix::io::Errno| process("become the user of the bundle")(error.into());
-    let user = bundle.process.user();
-    let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
+    let user = &bundle.process.user;
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     let groups: Vec<Gid> = user
-        .additional_gids()
+        .additional_gids
         .iter()
         .flatten()
         .map(|gid| Gid::from_raw(*gid))
@@ -293,23 +288,24 @@ fn take_user(bundle: &Bundle) -> Result<(), RunError> {
     rustix::thread::set_capabilities(None, sets).map_err(failed)
 }
 
-fn resource(kind: PosixRlimitType) -> Option<Resource> {
+fn resource(kind: &str) -> Option<Resource> {
     Some(match kind {
-        PosixRlimitType::RlimitCpu => Resource::Cpu,
-        PosixRlimitType::RlimitFsize => Resource::Fsize,
-        PosixRlimitType::RlimitData => Resource::Data,
-        PosixRlimitType::RlimitStack => Resource::Stack,
-        PosixRlimitType::RlimitCore => Resource::Core,
-        PosixRlimitType::RlimitRss => Resource::Rss,
-        PosixRlimitType::RlimitNproc => Resource::Nproc,
-        PosixRlimitType::RlimitNofile => Resource::Nofile,
-        PosixRlimitType::RlimitMemlock => Resource::Memlock,
-        PosixRlimitType::RlimitAs => Resource::As,
-        PosixRlimitType::RlimitLocks => Resource::Locks,
-        PosixRlimitType::RlimitSigpending => Resource::Sigpending,
-        PosixRlimitType::RlimitMsgqueue => Resource::Msgqueue,
-        PosixRlimitType::RlimitNice => Resource::Nice,
-        PosixRlimitType::RlimitRtprio => Resource::Rtprio,
-        PosixRlimitType::RlimitRttime => Resource::Rttime,
+        "RLIMIT_CPU" => Resource::Cpu,
+        "RLIMIT_FSIZE" => Resource::Fsize,
+        "RLIMIT_DATA" => Resource::Data,
+        "RLIMIT_STACK" => Resource::Stack,
+        "RLIMIT_CORE" => Resource::Core,
+        "RLIMIT_RSS" => Resource::Rss,
+        "RLIMIT_NPROC" => Resource::Nproc,
+        "RLIMIT_NOFILE" => Resource::Nofile,
+        "RLIMIT_MEMLOCK" => Resource::Memlock,
+        "RLIMIT_AS" => Resource::As,
+        "RLIMIT_LOCKS" => Resource::Locks,
+        "RLIMIT_SIGPENDING" => Resource::Sigpending,
+        "RLIMIT_MSGQUEUE" => Resource::Msgqueue,
+        "RLIMIT_NICE" => Resource::Nice,
+        "RLIMIT_RTPRIO" => Resource::Rtprio,
+        "RLIMIT_RTTIME" => Resource::Rttime,
+        _ => return None,
     })
 }
