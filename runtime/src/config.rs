@@ -246,12 +246,18 @@ pub fn early_log_format() -> LogFormat {
 #[must_use]
 pub fn log_identity(command: &'static str) -> Identity {
     let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+    let job = variable("SLURM_JOB_ID");
+    // Only tasks have the name of their node.
+    let name = || {
+        let system = rustix::system::uname();
+        system.nodename().to_string_lossy().into_owned()
+    };
     Identity {
         command,
-        job: variable("SLURM_JOB_ID"),
+        node: variable("SLURMD_NODENAME").or_else(|| job.is_some().then(name)),
+        job,
         step: variable("SLURM_STEP_ID"),
         task: variable("SLURM_PROCID"),
-        node: variable("SLURMD_NODENAME"),
     }
 }
 

@@ -140,7 +140,7 @@ impl Command {
             Self::Completions(_) => ("completions", Activity::Other),
             Self::Help(_) => ("help", Activity::Other),
             Self::Version(_) => ("version", Activity::Other),
-            Self::Slurm(_) => ("slurm", Activity::Other),
+            Self::Slurm(args) => ("slurm", args.activity()),
         }
     }
 }
@@ -181,8 +181,7 @@ fn parse() -> Cli {
         return match slurm::Args::of_step(&words) {
             Some(args) => Cli {
                 verbose: false,
-                // The plugin reads the messages.
-                log_format: Some(LogFormat::Text),
+                log_format: None,
                 command: Command::Slurm(args),
             },
             None => Cli::parse(),
@@ -228,10 +227,15 @@ pub fn main() -> ExitCode {
     let dialect = Dialect::of_program(name.as_deref());
     let (command, activity) = cli.command.activity();
     let identity = || crate::config::log_identity(command);
-    ui::log::set(
+    // Its messages go to the plugin, which knows them as text.
+    let is_for_plugin = matches!(cli.command, Command::Slurm(_));
+    let set_format = |format| match is_for_plugin {
+        true => ui::log::set_for_events(format, identity),
+        false => ui::log::set(format, identity),
+    };
+    set_format(
         cli.log_format
             .unwrap_or_else(crate::config::early_log_format),
-        identity,
     );
     let load = || {
         Config::load(dialect).map_err(|error| match cli.command {
@@ -243,7 +247,7 @@ pub fn main() -> ExitCode {
     };
     let outcome = load().and_then(|mut config| {
         config.log_format = cli.log_format.unwrap_or(config.log_format);
-        ui::log::set(config.log_format, identity);
+        set_format(config.log_format);
         observe::start(activity, began, &config);
         let context = Context {
             config,

@@ -27,6 +27,7 @@ use crate::container::{
     Root, Spec, StartError, accounts, export, named, running, standard, temporary,
 };
 use crate::devices;
+use crate::observe::{self, Activity};
 use crate::slurm::answer::Answer;
 use crate::slurm::build::{self, BuildError, Construction};
 use crate::slurm::helper::Helper;
@@ -71,6 +72,14 @@ struct EpilogArgs {
 }
 
 impl Args {
+    /// What it is counted as.
+    pub(super) fn activity(&self) -> Activity {
+        match self.command {
+            Command::Step(_) => Activity::Start,
+            Command::Epilog(_) => Activity::Other,
+        }
+    }
+
     /// The words of `cista slurm step` without a description of all commands, which takes longer to build than a start has time for.
     pub(super) fn of_step(words: &[OsString]) -> Option<Self> {
         let step = |resolved| Self {
@@ -157,6 +166,9 @@ fn step(args: StepArgs, context: &Context) -> Outcome {
             ((handles, true), shown, keeper)
         }
     };
+    // What follows is the work of the tasks.
+    observe::done();
+    observe::forget();
     // Root is not needed any more: the last copy of its socket goes.
     step.helper = None;
     drop(sys::process::take(HELPER));
@@ -483,6 +495,7 @@ impl Step<'_> {
             .chain([path.into_os_string()])
             .map(|word| std::ffi::CString::new(word.into_encoded_bytes()))
             .collect::<Result<Vec<_>, _>>()?;
+        observe::done();
         Err(StepError::Again(sys::again::execute(&words)).into())
     }
 
@@ -527,6 +540,12 @@ impl Step<'_> {
     }
 
     fn build(&self, root: Root) -> Result<(Handles, String), Failure> {
+        if observe::is_on() {
+            observe::subject(match &root {
+                Root::Image(path) => path.display().to_string(),
+                Root::Container(container) => container.name.to_string_lossy().into_owned(),
+            });
+        }
         let spec = self.spec(root)?;
         let during = "starting the container";
         let built = build::build(

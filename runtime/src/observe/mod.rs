@@ -149,6 +149,14 @@ pub fn start(activity: Activity, began: Duration, config: &Config) {
     IS_ON.store(true, Ordering::Relaxed);
 }
 
+/// Another process goes on with the work, and tells what comes of it; or the work is done, and what follows is none of it.
+pub fn forget() {
+    if is_on() {
+        IS_ON.store(false, Ordering::Relaxed);
+        *lock() = None;
+    }
+}
+
 /// Whether anybody wants to know.
 #[must_use]
 pub fn is_on() -> bool {

@@ -18,6 +18,7 @@ use crate::container::environment::Environment;
 use crate::container::fstab::{self, Entry};
 use crate::container::join::{self, Handles, JoinError};
 use crate::container::{self, Spec, StartError, handover};
+use crate::observe;
 use crate::sys;
 
 /// Longest environment that is taken from the child, in bytes.
@@ -92,12 +93,15 @@ pub fn build(
                 0
             }
             Err(error) => {
+                observe::failed();
                 show(error);
                 1
             }
         }
     })
     .map_err(BuildError::Process)?;
+    // The child tells of the start.
+    observe::forget();
     drop(theirs);
     let told = ours.as_ref().and_then(channel::receive);
     let mut mount = String::new();

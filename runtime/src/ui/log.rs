@@ -66,16 +66,25 @@ pub struct Identity {
     pub node: Option<String>,
 }
 
+/// Whether messages are lines of JSON.
 static IS_JSON: AtomicBool = AtomicBool::new(false);
+/// Whether events are told.
+static HAS_EVENTS: AtomicBool = AtomicBool::new(false);
 static IDENTITY: OnceLock<Identity> = OnceLock::new();
 
 /// Sets the format. `identity` is asked for only where lines have it, and only once.
 pub fn set(format: LogFormat, identity: impl FnOnce() -> Identity) {
+    set_for_events(format, identity);
+    IS_JSON.store(format == LogFormat::Json, Ordering::Relaxed);
+}
+
+/// Sets the format of events alone, for a reader of messages who knows them as text: the plugin of Slurm.
+pub fn set_for_events(format: LogFormat, identity: impl FnOnce() -> Identity) {
     let is_json = format == LogFormat::Json;
     if is_json {
         IDENTITY.get_or_init(identity);
     }
-    IS_JSON.store(is_json, Ordering::Relaxed);
+    HAS_EVENTS.store(is_json, Ordering::Relaxed);
 }
 
 /// Whether messages are lines of JSON.
@@ -109,7 +118,7 @@ struct Message<'a> {
 
 /// Writes an event, an object of JSON with a field `event`; nothing in the usual format.
 pub fn event(level: Level, content: &impl Serialize) {
-    if is_json() {
+    if HAS_EVENTS.load(Ordering::Relaxed) {
         write(level, content);
     }
 }

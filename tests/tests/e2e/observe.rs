@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 
-use cista_tests::case::{Case, TestResult, Who};
+use cista_tests::case::{Case, Need, TestResult, Tier, Who};
 use cista_tests::environment::{TestEnvironment, set_mode};
 use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::image::Recipe;
 use cista_tests::program::{Outcome, Program};
+use cista_tests::slurm::login::Login;
 use serde_json::Value;
 
 /// The lines of JSON on standard error: all of it.
@@ -267,6 +268,42 @@ fn starts_at_once_are_all_counted(environment: &TestEnvironment<'_>) -> TestResu
     set_mode(&directory, 0o755)
 }
 
+/// The plugin starts the container of a step: its phases are among the messages of srun, with job and step, and it is counted once a node.
+fn steps_of_slurm_are_told_and_counted(environment: &TestEnvironment<'_>) -> TestResult {
+    let login = Login::new(environment)?;
+    let image = environment.session().imported(Recipe::Busybox)?;
+    let directory = environment.directory("metrics")?;
+    let variables = format!(
+        "--export=ALL,CISTA_LOG_FORMAT=json,CISTA_METRICS_DIRECTORY={}",
+        directory.display()
+    );
+    let outcome = login
+        .srun(["-N1", "-n1", &variables])
+        .arg(format!("--container-image={}", image.display()))
+        .args(["sh", "-c", "echo $SLURM_JOB_ID"])
+        .run()?;
+    let told = outcome.error_text();
+    assert_eq!(outcome.code(), Some(0), "{told}");
+    let events: Vec<Value> = told
+        .lines()
+        .filter_map(|line| serde_json::from_str(&line[line.find('{')?..]).ok())
+        .collect();
+    let (names, _) = phases(&events);
+    assert_eq!(names, ["resolve", "mount", "devices", "exec"], "{told}");
+    let text = outcome.text();
+    let job = text.lines().next().unwrap_or_default();
+    for line in &events {
+        assert_eq!(line["job"], job, "{line}");
+        assert_eq!(line["step"], "0");
+        assert!(line["node"].is_string(), "{line}");
+    }
+    assert!(event(&events, "ready")["seconds"].as_f64() > Some(0.0));
+    let counted = metrics(environment, "metrics")?;
+    assert_eq!(counted["cista_starts_total{}"], 1.0, "{counted:?}");
+    assert_eq!(counted["cista_start_ready_seconds_count{}"], 1.0);
+    Ok(())
+}
+
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[
     Case::container(
@@ -284,6 +321,20 @@ pub(crate) const CASES: &[Case] = &[
         Who::Both,
         runs_and_imports_are_told_and_counted,
     ),
+    Case {
+        tier: Tier::Slurm,
+        ..Case::container(
+            "observe::steps_of_slurm_are_told_and_counted",
+            Who::User,
+            steps_of_slurm_are_told_and_counted,
+        )
+        .needing(&[
+            Need::Slurm,
+            Need::Image(Recipe::Busybox),
+            Need::UserNamespaces,
+            Need::Fuse,
+        ])
+    },
     Case::container(
         "observe::starts_at_once_are_all_counted",
         Who::Both,
