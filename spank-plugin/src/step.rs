@@ -207,21 +207,22 @@ pub(crate) fn enter(spank: &Spank) -> bool {
 ///
 /// A step that was killed is not saved: Slurm waits a minute for it to be gone, and drains the node then.
 pub(crate) fn task_has_ended(spank: &Spank) {
-    state::with(|state| {
+    let is_last = state::with(|state| {
         let Some(step) = &mut state.step else {
-            return;
+            return false;
         };
         step.ended += 1;
+        let is_last = step.ended == step.tasks;
         step.was_killed |= spank.was_killed();
         let has_importer = matches!(&state.arguments, Some(Ok(it)) if it.importer.is_some());
         let saves = state.options.save.is_some();
         if step.was_killed {
-            if saves && step.ended == step.tasks {
+            if saves && is_last {
                 message::error("the container was not saved, since the step was killed");
             }
-            return;
+            return is_last;
         }
-        if step.ended == step.tasks && (saves || has_importer) && step.was_joined() {
+        if is_last && (saves || has_importer) && step.was_joined() {
             let finished = step
                 .ask(wire::FINISH, true)
                 .is_some_and(|(byte, _)| byte == wire::YES);
@@ -229,7 +230,12 @@ pub(crate) fn task_has_ended(spank: &Spank) {
                 message::error("the container was not saved");
             }
         }
+        is_last
     });
+    if is_last {
+        // Before Slurm removes the step's control groups, which it tries once: it cannot while the holder is in them.
+        end();
+    }
 }
 
 /// The step has ended: so does the holder.
