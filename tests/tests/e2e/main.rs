@@ -44,9 +44,14 @@ mod registries;
 mod run;
 mod signals;
 mod slurm;
+mod slurm_containers;
 mod slurm_devices;
+mod slurm_errors;
+mod slurm_leftovers;
 mod slurm_mpi;
+mod slurm_options;
 mod slurm_releases;
+mod slurm_steps;
 mod sources;
 mod standard;
 mod start;
@@ -102,6 +107,11 @@ fn main() -> ExitCode {
         standard::CASES,
         slurm::CASES,
         slurm_devices::CASES,
+        slurm_containers::CASES,
+        slurm_leftovers::CASES,
+        slurm_errors::CASES,
+        slurm_options::CASES,
+        slurm_steps::CASES,
         slurm_mpi::CASES,
         slurm_releases::CASES,
     ];

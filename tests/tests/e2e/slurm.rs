@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use cista_tests::case::{Case, Need, TestResult, Tier, Who};
 use cista_tests::environment::TestEnvironment;
+use cista_tests::error::HarnessError;
+use cista_tests::image::Recipe;
 use cista_tests::slurm::GPUS;
 use cista_tests::slurm::login::Login;
 use rustix::process::Signal;
@@ -143,11 +145,41 @@ fn slurmd_can_be_restarted(environment: &TestEnvironment<'_>) -> TestResult {
     step.write(b"still here\n")?;
     assert_eq!(step.wait()?.text(), "ready\nstill here");
     login.cluster().wait_until_idle(PATIENCE)?;
-    assert_eq!(node.leftovers(PATIENCE)?, Vec::<String>::new());
+    assert_eq!(node.leftovers(PATIENCE), Vec::<String>::new());
     Ok(())
 }
 
+/// What tests without a container need.
 const CLUSTER: &[Need] = &[Need::Slurm];
+
+/// What tests of containers need.
+pub(crate) const CONTAINER: &[Need] = &[
+    Need::Slurm,
+    Need::Image(Recipe::Busybox),
+    Need::UserNamespaces,
+    Need::Fuse,
+];
+
+/// The option for the busybox image.
+pub(crate) fn busybox(environment: &TestEnvironment<'_>) -> Result<String, HarnessError> {
+    let image = environment.session().imported(Recipe::Busybox)?;
+    Ok(format!("--container-image={}", image.display()))
+}
+
+/// A test of a container.
+pub(crate) const fn contained(
+    name: &'static str,
+    who: Who,
+    run: fn(&TestEnvironment<'_>) -> TestResult,
+) -> Case {
+    Case {
+        name,
+        tier: Tier::Slurm,
+        who,
+        needs: CONTAINER,
+        run,
+    }
+}
 
 const fn case(name: &'static str, who: Who, run: fn(&TestEnvironment<'_>) -> TestResult) -> Case {
     Case {

@@ -8,6 +8,7 @@ mod import;
 mod measure;
 mod read;
 mod serve;
+mod srun;
 mod start;
 mod table;
 mod transfer;
@@ -17,12 +18,12 @@ use std::process::ExitCode;
 use cista_tests::artifacts::Profile;
 use cista_tests::environment::Session;
 use cista_tests::error::HarnessError;
-use cista_tests::packages::{BENCHES, DEMO};
+use cista_tests::packages::{BENCHES, DEMO, SLURM};
 
 use crate::{Outcome, machine, say};
 use table::Table;
 
-/// Measure import, start, read and transfer against other programs, side by side
+/// Measure import, start, read, transfer and steps of Slurm against other programs, side by side
 ///
 /// Prints Markdown tables of medians and ratios. Holds the release build against tar2sqfs, bubblewrap, squashfuse, the
 /// kernel's squashfs, curl, and enroot where it is on PATH.
@@ -53,6 +54,8 @@ enum What {
     Transfer,
     /// Nothing: draw the charts of docs/benchmarks.md anew
     Charts,
+    /// Steps of Slurm, with and without a container
+    Srun,
     /// All of them
     All,
 }
@@ -65,15 +68,16 @@ pub(crate) fn run(args: &Args) -> Outcome {
         chart::draw_all()?;
         return Ok(ExitCode::SUCCESS);
     }
-    machine::prepare(&[DEMO, BENCHES]);
+    machine::prepare(&[DEMO, BENCHES, SLURM]);
     machine::build(Profile::Release)?;
     let session = Session::start(Profile::Release, say)?;
-    let benches: [(What, &str, Bench); 5] = [
+    let benches: [(What, &str, Bench); 6] = [
         (What::Import, "import", import::run),
         (What::Start, "start", start::run),
         (What::Read, "read", read::run),
         (What::Serve, "serve", serve::run),
         (What::Transfer, "transfer", transfer::run),
+        (What::Srun, "srun", srun::run),
     ];
     let machine = table::machine();
     println!("{machine}\n");
