@@ -22,6 +22,7 @@ mod devices_described;
 mod enroot;
 mod exit_codes;
 mod formats;
+mod gpus;
 mod hardening;
 mod help;
 mod hooks;
@@ -101,6 +102,7 @@ fn main() -> ExitCode {
         config::CASES,
         enroot::CASES,
         additions::CASES,
+        gpus::CASES,
         help::CASES,
         hooks::CASES,
         load::CASES,
