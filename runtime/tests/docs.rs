@@ -23,6 +23,17 @@ const OTHER_VARIABLES: &[&str] = &[
     "CISTA_NAME",
 ];
 
+/// Options of other programs that pages name: of srun, docker, git.
+const OF_OTHERS: &[&str] = &[
+    "--export",
+    "--security-opt",
+    "--gpus-per-task",
+    "--gpus",
+    "--gres",
+    "--pty",
+    "--mpi",
+];
+
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -52,6 +63,24 @@ fn pages() -> Vec<(PathBuf, String)> {
             (file, text)
         })
         .collect()
+}
+
+/// The code below a directory, as one text.
+fn source(directory: &str) -> String {
+    let mut text = String::new();
+    let mut pending = vec![repository().join(directory)];
+    while let Some(path) = pending.pop() {
+        if path.is_dir() {
+            pending.extend(
+                fs::read_dir(&path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
+        } else {
+            text.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+    text
 }
 
 /// The pieces of code of a text.
@@ -238,6 +267,7 @@ fn options_in_the_documentation_exist() {
             known.extend(argument.get_long().map(|name| format!("--{name}")));
         }
     }
+    let options_of_plugin = source("spank-plugin/src");
     // A bundle's options are described by a command of its own.
     known.extend(["--info", "--verify", "--extract", "--keep", "--quiet"].map(str::to_owned));
     for (file, text) in pages() {
@@ -245,11 +275,17 @@ fn options_in_the_documentation_exist() {
         code(&page::parse(&text), &mut Vec::new(), &mut pieces);
         for piece in pieces.iter().filter(|piece| piece.starts_with("--")) {
             let name = piece.split([' ', '=', '[']).next().unwrap_or_default();
-            // Options of Slurm's commands are the plugin's, or other programs'.
+            let plugin = name
+                .strip_prefix("--no-")
+                .or_else(|| name.strip_prefix("--"))
+                .unwrap_or(name);
+            // The plugin has options of its own, and a page about Slurm names those of its commands.
             let is_known = known.contains(name)
-                || ["--container", "--no-container", "--export"]
-                    .iter()
-                    .any(|prefix| name.starts_with(prefix));
+                || OF_OTHERS.contains(&name)
+                || match plugin.starts_with("container-") {
+                    true => options_of_plugin.contains(plugin),
+                    false => file.ends_with("slurm.md") || name.ends_with('-'),
+                };
             assert!(is_known, "{}: there is no option `{piece}`", file.display());
         }
     }
@@ -297,6 +333,24 @@ fn settings_in_the_documentation_exist() {
             }
         }
     }
+}
+
+#[test]
+fn messages_that_are_explained_exist() {
+    let code = source("runtime/src") + &source("images/src");
+    let text = fs::read_to_string(repository().join("docs/troubleshooting.md")).unwrap();
+    let mut count = 0;
+    for block in page::parse(&text) {
+        let Block::Heading(3, heading) = block else {
+            continue;
+        };
+        count += 1;
+        for part in page::plain(&heading, false).split('…') {
+            let part = part.trim_matches([' ', '`']);
+            assert!(code.contains(part), "no error says `{part}`");
+        }
+    }
+    assert!(count > 20, "{count}");
 }
 
 #[test]

@@ -95,6 +95,17 @@ pub const SLURM: &[Package] = &[
     ),
 ];
 
+/// What packages are built with.
+pub const PACKAGING: &[Package] = &[
+    package(
+        "python3-venv",
+        "/usr/lib/python3.11/ensurepip/__init__.py",
+        "brings cargo-zigbuild",
+    ),
+    package("binutils", "objdump", "shows which symbols a program needs"),
+    package("rpm", "rpmbuild", "builds packages of Red Hat"),
+];
+
 /// What the benches need besides.
 pub const BENCHES: &[Package] = &[
     package(

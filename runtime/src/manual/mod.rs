@@ -129,6 +129,11 @@ pub static TOPICS: &[Topic] = &[
         include_str!("../../../docs/json.md"),
     ),
     file(
+        "troubleshooting",
+        "error messages, and what to do",
+        include_str!("../../../docs/troubleshooting.md"),
+    ),
+    file(
         "exit-codes",
         "what the exit statuses say",
         include_str!("../../../docs/exit-codes.md"),

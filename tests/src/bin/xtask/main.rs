@@ -13,6 +13,7 @@ mod demo;
 mod docs;
 mod images;
 mod machine;
+mod package;
 mod test;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ enum Task {
     Images(images::Args),
     Docs(docs::Args),
     Cluster(cluster::Args),
+    Package(package::Args),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Task::Images(args) => images::run(&args),
         Task::Docs(args) => docs::run(&args),
         Task::Cluster(args) => cluster::run(&args),
+        Task::Package(args) => package::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {}", chain(&error));
