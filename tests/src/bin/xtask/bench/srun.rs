@@ -14,7 +14,7 @@ const ROUNDS: usize = 50;
 
 /// How many times a ping-pong is repeated, and how many messages it is.
 const PINGPONGS: usize = 5;
-const MESSAGES: &str = "20000";
+const MESSAGES: &str = "1000";
 
 /// How long a container may run that others join.
 const LONG: Duration = Duration::from_secs(600);
@@ -105,6 +105,7 @@ fn pingpong(
                 .args(["pingpong", MESSAGES])
                 .env("OMPI_MCA_pml", "ob1")
                 .env("OMPI_MCA_btl", "self,vader")
+                .timeout(LONG)
                 .text()?;
             let numbers: Vec<f64> = text
                 .split_whitespace()
