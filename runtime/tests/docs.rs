@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../src/manual/markdown.rs"]
+mod markdown;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -215,7 +218,7 @@ fn commands_in_the_documentation_are_understood() {
     let mut count = 0;
     for (file, text) in pages() {
         let (mut lines, mut pieces) = (Vec::new(), Vec::new());
-        code(&page::parse(&text), &mut lines, &mut pieces);
+        code(&markdown::parse(&text), &mut lines, &mut pieces);
         let whole = lines.iter().map(|line| (line, true));
         for (line, is_whole) in whole.chain(pieces.iter().map(|piece| (piece, false))) {
             for words in command_lines(line, "cista") {
@@ -272,7 +275,7 @@ fn options_in_the_documentation_exist() {
     known.extend(["--info", "--verify", "--extract", "--keep", "--quiet"].map(str::to_owned));
     for (file, text) in pages() {
         let mut pieces = Vec::new();
-        code(&page::parse(&text), &mut Vec::new(), &mut pieces);
+        code(&markdown::parse(&text), &mut Vec::new(), &mut pieces);
         for piece in pieces.iter().filter(|piece| piece.starts_with("--")) {
             let name = piece.split([' ', '=', '[']).next().unwrap_or_default();
             let plugin = name
@@ -309,7 +312,7 @@ fn settings_in_the_documentation_exist() {
             assert!(is_known, "{}: there is no setting `{name}`", file.display());
         }
         let mut pieces = Vec::new();
-        code(&page::parse(&text), &mut Vec::new(), &mut pieces);
+        code(&markdown::parse(&text), &mut Vec::new(), &mut pieces);
         let sections: BTreeSet<&str> = settings::ALL
             .iter()
             .map(|setting| setting.section)
@@ -340,7 +343,7 @@ fn messages_that_are_explained_exist() {
     let code = source("runtime/src") + &source("images/src");
     let text = fs::read_to_string(repository().join("docs/troubleshooting.md")).unwrap();
     let mut count = 0;
-    for block in page::parse(&text) {
+    for block in markdown::parse(&text) {
         let Block::Heading(3, heading) = block else {
             continue;
         };

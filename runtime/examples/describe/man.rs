@@ -31,7 +31,7 @@ pub(crate) fn write(directory: &Path) -> io::Result<()> {
         } else {
             (format!("cista-{}", topic.name), "7")
         };
-        let text = page_of(topic, &name, section).to_roff();
+        let text = page_of(topic, &name, section)?.to_roff();
         super::write(
             &directory.join(format!("man{section}")),
             &format!("{name}.{section}"),
@@ -69,13 +69,13 @@ fn commands(command: &Command, directory: &Path) -> io::Result<()> {
 }
 
 /// The page of a topic.
-fn page_of(topic: &Topic, name: &str, section: &str) -> Roff {
+fn page_of(topic: &Topic, name: &str, section: &str) -> io::Result<Roff> {
     let mut roff = Roff::new();
     roff.control("TH", [name, section, "", SOURCE, MANUAL]);
     roff.control("SH", ["NAME"]);
     roff.text([roman(format!("{name} - {}", topic.about))]);
     let mut has_section = false;
-    for block in page::parse(&topic.markdown()) {
+    for block in topic.blocks()? {
         match block {
             // The title is the page's name.
             Block::Heading(1, _) => continue,
@@ -94,7 +94,7 @@ fn page_of(topic: &Topic, name: &str, section: &str) -> Roff {
         }
         has_section = true;
     }
-    roff
+    Ok(roff)
 }
 
 fn write_block(block: &Block, roff: &mut Roff) {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::{Failure, Outcome, command, status};
 use crate::config::file::unknown;
-use crate::manual::{self, TOPICS, page, terminal};
+use crate::manual::{self, TOPICS, terminal};
 use crate::ui;
 
 /// Explain a command or a topic
@@ -34,7 +34,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     if let [name] = &args.topic[..]
         && let Some(topic) = manual::topic(name)
     {
-        let blocks = page::parse(&topic.markdown());
+        let blocks = topic.blocks()?;
         ui::data(terminal::layout(&blocks, ui::width()).trim_end());
         return Ok(ExitCode::SUCCESS);
     }

@@ -1,9 +1,11 @@
 //! The manual: pages about topics, which `cista help TOPIC` shows, and the reference that is made from the code.
 //!
 //! A topic is a page in `docs/`: what a terminal shows, what the repository shows and what the man page of section 7 says is
-//! one text. [`page`] reads its Markdown, [`terminal`] lays it out. [`reference`] writes pages about commands and settings
+//! one text. The build makes a [`page`] of its Markdown, [`terminal`] lays it out. [`reference`] writes pages about commands and settings
 //! from their descriptions in the code; a test compares them with `docs/reference`, so that they cannot be out of date.
 
+#[cfg(test)]
+mod markdown;
 pub mod page;
 pub mod reference;
 pub mod terminal;
@@ -15,129 +17,96 @@ pub struct Topic {
     pub name: &'static str,
     /// What it is about, in a few words.
     pub about: &'static str,
-    text: Text,
-}
-
-/// Where a page comes from.
-#[derive(Debug)]
-enum Text {
-    /// A file of `docs/`.
-    File(&'static str),
-    /// The code.
-    Made(fn() -> String),
+    /// The blocks, as JSON; see `build.rs`.
+    text: &'static str,
 }
 
 impl Topic {
-    /// The page, in Markdown.
-    #[must_use]
-    pub fn markdown(&self) -> String {
-        match self.text {
-            Text::File(text) => text.to_owned(),
-            Text::Made(make) => make(),
-        }
+    /// The page.
+    ///
+    /// # Errors
+    ///
+    /// What the build wrote is not a page.
+    pub fn blocks(&self) -> Result<Vec<page::Block>, serde_json::Error> {
+        serde_json::from_str(self.text)
     }
 }
 
-const fn file(name: &'static str, about: &'static str, text: &'static str) -> Topic {
-    Topic {
-        name,
-        about,
-        text: Text::File(text),
-    }
+/// A topic whose page is a file of `docs/`, without its ending.
+macro_rules! topic {
+    ($name:literal, $about:literal, $page:literal) => {
+        Topic {
+            name: $name,
+            about: $about,
+            text: include_str!(concat!(env!("OUT_DIR"), "/docs/", $page, ".json")),
+        }
+    };
 }
 
 /// The topics, in the order in which one would read them.
 pub static TOPICS: &[Topic] = &[
-    file(
+    topic!(
         "images",
         "where images come from, and how they are fetched",
-        include_str!("../../../docs/import.md"),
+        "import"
     ),
-    file(
+    topic!(
         "registries",
         "logins, mirrors, certificates, and which images may be used",
-        include_str!("../../../docs/registries.md"),
+        "registries"
     ),
-    file(
-        "store",
-        "what is kept, shared stores, making room",
-        include_str!("../../../docs/cache.md"),
-    ),
-    file(
+    topic!("store", "what is kept, shared stores, making room", "cache"),
+    topic!(
         "mounts",
         "what a container sees of the host's files",
-        include_str!("../../../docs/mounts.md"),
+        "mounts"
     ),
-    file(
+    topic!(
         "environment",
         "the variables of a container's program",
-        include_str!("../../../docs/environment.md"),
+        "environment"
     ),
-    file(
+    topic!(
         "hooks",
         "programs and scripts that prepare containers",
-        include_str!("../../../docs/hooks.md"),
+        "hooks"
     ),
-    file(
+    topic!(
         "devices",
         "GPUs, fabrics, and devices that CDI describes",
-        include_str!("../../../docs/devices.md"),
+        "devices"
     ),
-    file(
+    topic!(
         "namespaces",
         "process numbers, network, shared memory and host name",
-        include_str!("../../../docs/namespaces.md"),
+        "namespaces"
     ),
-    file(
-        "bundles",
-        "one executable file of an image",
-        include_str!("../../../docs/bundle.md"),
-    ),
-    file(
+    topic!("bundles", "one executable file of an image", "bundle"),
+    topic!(
         "oci-bundles",
         "bundles of the OCI runtime specification",
-        include_str!("../../../docs/oci.md"),
+        "oci"
     ),
-    file(
-        "enroot",
-        "what the name `enroot` changes",
-        include_str!("../../../docs/enroot.md"),
+    topic!("enroot", "what the name `enroot` changes", "enroot"),
+    topic!("srun", "containers in Slurm", "slurm"),
+    topic!("migrating", "moving from enroot and pyxis", "migrating"),
+    topic!(
+        "settings",
+        "everything that can be set, and where",
+        "reference/settings"
     ),
-    file(
-        "srun",
-        "containers in Slurm",
-        include_str!("../../../docs/slurm.md"),
-    ),
-    file(
-        "migrating",
-        "moving from enroot and pyxis",
-        include_str!("../../../docs/migrating.md"),
-    ),
-    Topic {
-        name: "settings",
-        about: "everything that can be set, and where",
-        text: Text::Made(reference::settings),
-    },
-    file(
+    topic!(
         "observability",
         "logs and metrics of starts and imports",
-        include_str!("../../../docs/observability.md"),
+        "observability"
     ),
-    file(
-        "json",
-        "the fields that `--json` prints",
-        include_str!("../../../docs/json.md"),
-    ),
-    file(
+    topic!("json", "the fields that `--json` prints", "json"),
+    topic!(
         "troubleshooting",
         "error messages, and what to do",
-        include_str!("../../../docs/troubleshooting.md"),
+        "troubleshooting"
     ),
-    file(
-        "exit-codes",
-        "what the exit statuses say",
-        include_str!("../../../docs/exit-codes.md"),
-    ),
+    topic!("exit-codes", "what the exit statuses say", "exit-codes"),
 ];
 
 /// The topic of a name.
@@ -161,9 +130,13 @@ mod tests {
                 topic.name
             );
             assert_eq!(super::topic(topic.name).unwrap().about, topic.about);
-            let markdown = topic.markdown();
-            assert!(markdown.starts_with("# "), "{}", topic.name);
-            let text = terminal::layout(&page::parse(&markdown), 80);
+            let blocks = topic.blocks().unwrap();
+            assert!(
+                matches!(blocks[0], page::Block::Heading(1, _)),
+                "{}",
+                topic.name
+            );
+            let text = terminal::layout(&blocks, 80);
             for line in text.lines().filter(|line| !line.starts_with("        ")) {
                 assert!(line.chars().count() <= 80, "{}: {line}", topic.name);
             }

@@ -140,7 +140,7 @@ fn wrap(text: &str, margin: usize, width: usize, lines: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manual::page::parse;
+    use crate::manual::markdown::parse;
 
     #[test]
     fn a_page_is_laid_out() {
