@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: the main job, shown: an image comes out of a registry and runs.
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use cista_tests::artifacts::Profile;
@@ -13,14 +13,35 @@ use cista_tests::packages::DEMO;
 use cista_tests::process;
 use rustix::process::Signal;
 
-use crate::{Outcome, machine, say};
+use crate::{Outcome, machine, picture, say};
 
 /// Import a Python image from a registry on loopback, compute something in it, and show how it runs
 ///
 /// Installs missing Debian packages when it may. Without them or without root it says what is missing, and uses an
 /// image that it makes itself.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Also write what is shown into an SVG file
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
+}
+
+/// Shows the demo, and draws what it has shown.
+fn draw(file: &Path) -> Outcome {
+    let program = std::env::current_exe().context("find", "this program")?;
+    let output = Command::new(&program)
+        .arg("demo")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("execute", &program)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    print!("{text}");
+    if !output.status.success() {
+        return Ok(ExitCode::FAILURE);
+    }
+    std::fs::write(file, picture::terminal("cargo xtask demo", &text)).context("write", file)?;
+    Ok(ExitCode::SUCCESS)
+}
 
 /// What is shown: where the image comes from, and command lines for it.
 struct Subject {
@@ -32,7 +53,10 @@ struct Subject {
     nothing: Vec<String>,
 }
 
-pub(crate) fn run(_args: &Args) -> Outcome {
+pub(crate) fn run(args: &Args) -> Outcome {
+    if let Some(file) = &args.picture {
+        return draw(file);
+    }
     let complete = machine::prepare(&[DEMO]);
     machine::build(Profile::Release)?;
     let session = Session::start(Profile::Release, say)?;

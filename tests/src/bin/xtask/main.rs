@@ -14,6 +14,7 @@ mod docs;
 mod images;
 mod machine;
 mod package;
+mod picture;
 mod test;
 
 use std::process::ExitCode;

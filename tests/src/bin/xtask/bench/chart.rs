@@ -4,6 +4,7 @@
 //! bars of the medians with their names, times and ratios written out: nothing is told by colour alone. A picture within a page cannot ask the page for
 //! its colours, so it asks whether the reader prefers dark ones (`prefers-color-scheme`, SVG 2 with CSS media queries).
 
+use crate::picture::escaped;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -167,14 +168,6 @@ impl Chart {
         svg.push_str("</svg>\n");
         svg
     }
-}
-
-/// Text as XML has it.
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
 }
 
 #[cfg(test)]
