@@ -179,13 +179,8 @@ fn damaged_layouts_say_what_is_wrong() {
         let error = pull(source.as_ref(), &Recorder::default()).unwrap_err();
         assert!(error.contains(fragment), "{number}: {error}");
     }
-    let source = open("oci:/nonexistent", quick(), None);
-    assert!(
-        resolve(source.as_ref())
-            .unwrap_err()
-            .to_string()
-            .contains("/nonexistent")
-    );
+    let error = open_error("oci:/nonexistent");
+    assert!(error.to_string().contains("/nonexistent"), "{error}");
 }
 
 #[test]
