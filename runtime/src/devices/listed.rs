@@ -74,6 +74,10 @@ impl List<'_> {
                 }
                 _ => match self.host.permission(&device.node) {
                     Permission::Granted => None,
+                    // What Slurm gives to a step may be more than one task of it may open; each task's control group sees to that.
+                    Permission::NotOfThisJob if matches!(&limit, Some((Source::Step(_), _))) => {
+                        None
+                    }
                     Permission::NotOfThisJob => Some(format!(
                         "the control group of the job does not have `{}`",
                         device.node.display()
@@ -137,12 +141,17 @@ impl List<'_> {
         let limit = selection
             .limit
             .map(|(source, choice)| (self.positions(&choice, &source), source))
-            .map(|(positions, source)| (source, positions));
+            .map(|(positions, source)| (source, positions))
+            .or_else(|| {
+                matches!(selection.source, Source::Step(_)).then(|| {
+                    let positions = self.positions(&selection.choice, &selection.source);
+                    (selection.source.clone(), positions)
+                })
+            });
         // Who names devices of this kind means those, whatever an image or a job says; the job's remain the limit.
         if is_answered && question.request.gpus.is_none() {
             let limit = limit.or_else(|| {
-                let is_job = matches!(selection.source, Source::Step(_) | Source::Library(_));
-                is_job.then(|| {
+                matches!(selection.source, Source::Library(_)).then(|| {
                     let positions = self.positions(&selection.choice, &selection.source);
                     (selection.source.clone(), positions)
                 })
