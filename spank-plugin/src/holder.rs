@@ -74,6 +74,27 @@ const GPUS: [&str; 4] = [
     "/dev/dri/renderD128",
 ];
 
+/// What says which GPUs a task has.
+const OF_TASK: [&str; 7] = [
+    "SLURM_STEP_GPUS",
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+    "ZE_AFFINITY_MASK",
+    "ONEAPI_DEVICE_SELECTOR",
+];
+
+/// Those of them that are given to libraries, and count from 0.
+const OF_LIBRARIES: [&str; 3] = [
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+];
+
+/// Most GPUs of a node.
+const MAX_GPUS: usize = 1024;
+
 /// The first file of a process besides standard input, output and error that is searched for a terminal, and the last.
 const FILES: std::ops::Range<i32> = 3..256;
 
@@ -112,6 +133,11 @@ impl Waiting {
             assignment.push(home);
             environment.push(assignment);
         }
+        if let Some(count) = gpus_of_all_tasks(&environment) {
+            environment.retain(|it| !OF_TASK.iter().any(|name| name_of(it) == *name));
+            let all: Vec<String> = (0..count).map(|number| number.to_string()).collect();
+            environment.extend(OF_LIBRARIES.map(|name| format!("{name}={}", all.join(",")).into()));
+        }
         let mut text = Text::new();
         for assignment in passed_on(environment) {
             text.add("env", OsStr::from_bytes(assignment.as_bytes()));
@@ -120,6 +146,20 @@ impl Waiting {
             .and_then(|file| wire::send(&self.0, wire::YES, Some(file.as_fd())))
             .map_err(|error| format!("cannot start `cista`: {error}"))
     }
+}
+
+/// How many GPUs to ask for where the environment of a task may name that task's GPUs rather than the step's: with `--gpus-per-task` each counts its
+/// own from 0, while all tasks of a node share the container. Libraries count from 0 what the control group of the step allows.
+fn gpus_of_all_tasks(environment: &[OsString]) -> Option<usize> {
+    let value = |name: &str| {
+        let of_name = environment.iter().find(|it| name_of(it) == name)?;
+        of_name.to_str()?.split_once('=').map(|(_, value)| value)
+    };
+    let named = value("SLURM_STEP_GPUS")?;
+    let has_others = value("SLURM_NTASKS").is_none_or(|tasks| tasks != "1");
+    let on_node: usize = value("SLURM_GPUS_ON_NODE")?.parse().ok()?;
+    let is_part = !named.contains('-') && named.split(',').count() < on_node;
+    (has_others && is_part).then_some(on_node.min(MAX_GPUS))
 }
 
 /// Prepares the start of the holder.
@@ -390,6 +430,23 @@ pub(crate) fn name_of(assignment: &OsStr) -> &OsStr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gpus_of_one_task_are_not_those_of_the_step() {
+        let of = |text: &str| {
+            let environment: Vec<OsString> = text.split(' ').map(OsString::from).collect();
+            gpus_of_all_tasks(&environment)
+        };
+        let of_one = of("SLURM_STEP_GPUS=0 SLURM_GPUS_ON_NODE=4 SLURM_NTASKS=4");
+        assert_eq!(of_one, Some(4));
+        for whole in [
+            "SLURM_STEP_GPUS=2 SLURM_GPUS_ON_NODE=4 SLURM_NTASKS=1",
+            "SLURM_STEP_GPUS=2,3 SLURM_GPUS_ON_NODE=2 SLURM_NTASKS=2",
+            "SLURM_GPUS_ON_NODE=2 SLURM_NTASKS=2",
+        ] {
+            assert_eq!(of(whole), None, "{whole}");
+        }
+    }
 
     #[test]
     fn what_changes_programs_is_not_passed_on() {
