@@ -4,7 +4,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// The settings of the plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,22 @@ pub(crate) struct Arguments {
     pub(crate) sbatch_support: bool,
     /// `importer=PATH`: a program that gets images.
     pub(crate) importer: Option<PathBuf>,
+    /// `mount=fuse|kernel|auto`: how images are mounted.
+    pub(crate) mount: Mount,
+    /// `trust=DIR[:DIR…]`: directories whose image files the kernel may mount, besides files that only root can change.
+    pub(crate) trust: Vec<PathBuf>,
+}
+
+/// How images are mounted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Mount {
+    /// By the server of `cista`, which is the user's own.
+    #[default]
+    Fuse,
+    /// By the kernel, and an image that the site does not trust not at all.
+    Kernel,
+    /// By the kernel where the site trusts the image, otherwise by the server.
+    Auto,
 }
 
 impl Default for Arguments {
@@ -32,6 +48,8 @@ impl Default for Arguments {
             job_scope: false,
             sbatch_support: true,
             importer: None,
+            mount: Mount::Fuse,
+            trust: Vec::new(),
         }
     }
 }
@@ -72,18 +90,29 @@ impl Arguments {
                 }
                 b"sbatch_support" => arguments.sbatch_support = switch()?,
                 b"importer" => arguments.importer = Some(path()?),
-                // The server of images is what there is to choose.
-                b"mount" => match value.as_bytes() {
-                    b"auto" | b"fuse" => {}
-                    _ => return Err(wrong("`fuse` or `auto`")),
-                },
+                b"mount" => {
+                    arguments.mount = match value.as_bytes() {
+                        b"fuse" => Mount::Fuse,
+                        b"kernel" => Mount::Kernel,
+                        b"auto" => Mount::Auto,
+                        _ => return Err(wrong("`fuse`, `kernel` or `auto`")),
+                    };
+                }
+                b"trust" => {
+                    for path in value.as_bytes().split(|&byte| byte == b':') {
+                        let path = trusted(OsStr::from_bytes(path)).ok_or_else(|| {
+                            wrong("absolute paths of directories, without `.` and `..`, separated by `:`")
+                        })?;
+                        arguments.trust.push(path);
+                    }
+                }
                 // What they choose between in pyxis is always the better one here.
                 b"use_enroot_load" | b"use_squashfuse" => {
                     switch()?;
                 }
                 _ => {
                     return Err(wrong(
-                        "one of `program`, `runtime_path`, `execute_entrypoint`, `container_scope`, `sbatch_support`, `importer`, `mount`",
+                        "one of `program`, `runtime_path`, `execute_entrypoint`, `container_scope`, `sbatch_support`, `importer`, `mount`, `trust`",
                     ));
                 }
             }
@@ -95,6 +124,15 @@ impl Arguments {
 fn absolute(value: &OsStr) -> Option<PathBuf> {
     let path = Path::new(value);
     path.is_absolute().then(|| path.to_owned())
+}
+
+/// A directory, as the kernel tells the path of an open file below it.
+fn trusted(value: &OsStr) -> Option<PathBuf> {
+    let path = absolute(value)?;
+    let mut parts = path.components();
+    parts
+        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
+        .then(|| path.components().collect())
 }
 
 /// Yes or no.
@@ -125,7 +163,12 @@ mod tests {
         assert_eq!(arguments.runtime_path, Path::new("/run/pyxis"));
         assert!(arguments.job_scope && arguments.sbatch_support && !arguments.execute_entrypoint);
         assert_eq!(parse("").unwrap(), Arguments::default());
-        parse("mount=auto").unwrap();
+        let arguments = parse("mount=auto trust=/images/:/apps//images").unwrap();
+        assert_eq!(arguments.mount, Mount::Auto);
+        let expected = ["/images", "/apps/images"].map(PathBuf::from);
+        assert_eq!(arguments.trust, expected);
+        assert_eq!(arguments.trust[0].as_os_str(), "/images");
+        assert_eq!(parse("mount=kernel").unwrap().mount, Mount::Kernel);
     }
 
     #[test]
@@ -135,7 +178,11 @@ mod tests {
             "execute_entrypoint=maybe",
             "container_scope=node",
             "importer=",
-            "mount=kernel",
+            "mount=loop",
+            "trust=",
+            "trust=images",
+            "trust=/images:",
+            "trust=/images/../home",
             "unknown=1",
             "word",
         ] {

@@ -1,18 +1,22 @@
-//! What root does for the container of an ordinary user, asked for by the user's own process: to map the user's groups.
+//! What root does for the container of an ordinary user, asked for by the user's own process: to map the user's groups, and to have the kernel mount an
+//! image that the site trusts.
 //!
 //! Nothing that was asked is believed: the process that is meant comes as its directory of `/proc`, which must be one, and the user's; the groups are those
 //! that Slurm has told. So a user who talks to the helper in place of `cista` gets the own groups mapped in an own namespace, and nothing else. That
 //! setgroups(2) stays denied there is what `cista` writes before; a user who does not can drop groups that way, as a program with the right to do so can
-//! anyway, where a site uses groups to forbid.
+//! anyway, where a site uses groups to forbid. An image comes as a file that the user has opened; what is asked of it is in [`trust`], and what the user
+//! gets of it in [`kernel`].
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::wire;
+use crate::arguments::{Arguments, Mount};
+use crate::ffi::process::{self, Fork};
+use crate::{kernel, trust, wire};
 
 /// The user of a job.
 pub(crate) struct User {
@@ -26,6 +30,9 @@ const MAP: u8 = b'u';
 /// Asks to map the user's groups, the own one to that of root.
 const MAP_ROOT: u8 = b'r';
 
+/// Asks for a mount of an image file by the kernel. The answer is the mount, or why there is none.
+const MOUNT: u8 = b'k';
+
 /// `PROC_SUPER_MAGIC`.
 const PROC: u64 = 0x9fa0;
 
@@ -34,16 +41,54 @@ const MAX_MAP: usize = 4095;
 const MAX_LINES: usize = 340;
 
 /// Serves until the other end is closed.
-pub(crate) fn serve(socket: &OwnedFd, user: &User) {
+pub(crate) fn serve(socket: &OwnedFd, user: &User, arguments: &Arguments) {
     while let Some((letter, files)) = wire::receive(socket) {
-        let done = match (letter, files.first()) {
-            (MAP | MAP_ROOT, Some(process)) => map(process, user, letter == MAP_ROOT).is_ok(),
-            _ => false,
+        let answered = match (letter, files.first()) {
+            (MOUNT, Some(image)) => answer_with_mount(socket, image, user, arguments),
+            (MAP | MAP_ROOT, Some(process)) => {
+                answer(socket, map(process, user, letter == MAP_ROOT).is_ok())
+            }
+            _ => answer(socket, false),
         };
-        if wire::send(socket, if done { wire::YES } else { wire::NO }, None).is_err() {
+        if answered.is_err() {
             return;
         }
     }
+}
+
+fn answer(socket: &OwnedFd, is_done: bool) -> io::Result<()> {
+    wire::send(socket, if is_done { wire::YES } else { wire::NO }, None)
+}
+
+/// Answers with a mount of the image, from a process of its own, since that ends up in other namespaces.
+fn answer_with_mount(
+    socket: &OwnedFd,
+    image: &OwnedFd,
+    user: &User,
+    arguments: &Arguments,
+) -> io::Result<()> {
+    if arguments.mount == Mount::Fuse {
+        return answer(socket, false);
+    }
+    if let Err(why) = trust::check(image, user, &arguments.trust) {
+        return refuse(socket, &why);
+    }
+    match process::fork_silently()? {
+        Fork::Child => {
+            let sent = match kernel::mount(image, user) {
+                Ok(mount) => wire::send(socket, wire::YES, Some(mount.as_fd())),
+                Err(why) => refuse(socket, &why),
+            };
+            process::exit_now(i32::from(sent.is_err()))
+        }
+        Fork::Parent(pid) if process::wait(pid) => Ok(()),
+        Fork::Parent(_) => refuse(socket, "the process that mounts it was killed"),
+    }
+}
+
+fn refuse(socket: &OwnedFd, why: &str) -> io::Result<()> {
+    let note = wire::note(why)?;
+    wire::send(socket, wire::NO, Some(note.as_fd()))
 }
 
 fn map(process: &OwnedFd, user: &User, root_inside: bool) -> io::Result<()> {

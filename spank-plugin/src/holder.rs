@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{Gid, Uid};
 
-use crate::arguments::Arguments;
+use crate::arguments::{Arguments, Mount};
 use crate::ffi::process::{self, Fork, Program};
 use crate::ffi::slurm::Spank;
 use crate::helper::{self, User};
@@ -199,7 +199,7 @@ pub(crate) fn prepare(
             files.requests.as_raw_fd(),
         ],
         user,
-        program: arguments.program.clone(),
+        arguments: arguments.clone(),
     };
     // The process in between ends at once, so that the helper is nobody's child.
     match process::fork_silently().map_err(|error| failed("make a process", error))? {
@@ -217,7 +217,7 @@ pub(crate) fn prepare(
 struct Starting {
     files: [i32; 5],
     user: User,
-    program: PathBuf,
+    arguments: Arguments,
 }
 
 impl Starting {
@@ -243,7 +243,7 @@ impl Starting {
         };
         drop(word);
         let program = Program::new(
-            CString::new(self.program.as_os_str().as_bytes()).unwrap_or_default(),
+            CString::new(self.arguments.program.as_os_str().as_bytes()).unwrap_or_default(),
             vec![c"cista".into(), c"slurm".into(), c"step".into()],
             environment
                 .filter_map(|assignment| CString::new(assignment.into_vec()).ok())
@@ -256,7 +256,7 @@ impl Starting {
             Ok(Fork::Child) => self.become_program(&program, &theirs),
             Ok(Fork::Parent(_)) => {
                 drop((null, out, err, request, requests, theirs));
-                helper::serve(&ours, &self.user);
+                helper::serve(&ours, &self.user, &self.arguments);
                 process::exit_now(0)
             }
             Err(_) => process::exit_now(1),
@@ -271,7 +271,7 @@ impl Starting {
         };
         let text = format!(
             "error: cannot execute `{}`: {error}\nhint: the administrator names the program by `program=PATH` in plugstack.conf, and installs it on every node\n",
-            self.program.display()
+            self.arguments.program.display()
         );
         let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
         process::exit_now(1)
@@ -366,6 +366,12 @@ fn request(
     let is_batch = spank.step() == Some(crate::step::BATCH);
     let importer = arguments.importer.as_ref().map(OsString::from);
     let terminal = terminal();
+    let mount = match arguments.mount {
+        Mount::Fuse => "fuse",
+        Mount::Kernel => "kernel",
+        Mount::Auto => "auto",
+    };
+    text.add("image-mount", mount);
     let script = command.first().filter(|_| is_batch);
     let one = [
         ("image", options.image.as_ref()),
@@ -374,6 +380,7 @@ fn request(
         ("script", script),
         ("importer", importer.as_ref()),
         ("terminal", terminal.as_ref()),
+        ("gpus", options.gpus.as_ref()),
     ];
     for (key, value) in one {
         if let Some(value) = value {
@@ -398,6 +405,9 @@ fn request(
     }
     for name in &options.unshare {
         text.add("unshare", name);
+    }
+    for name in &options.devices {
+        text.add("device", name);
     }
     for assignment in environment {
         if options.environment.contains(name_of(assignment)) {

@@ -23,6 +23,7 @@
 //! - [`local`]: the plugin in srun, salloc and sbatch
 //! - [`step`]: the plugin in slurmstepd; [`holder`]: starting the holder, and the [`helper`] that is root; [`join`]: entering the
 //!   container
+//! - [`trust`]: which images the kernel may mount, and the [`kernel`]'s mount of one
 //! - [`wire`]: how plugin and holder talk
 //!
 //! **It fails closed.** A task whose container cannot be had ends before it is executed, whether plugstack.conf calls the plugin required or
@@ -33,9 +34,11 @@ mod ffi;
 mod helper;
 mod holder;
 mod join;
+mod kernel;
 mod local;
 mod message;
 mod options;
 mod state;
 mod step;
+mod trust;
 mod wire;

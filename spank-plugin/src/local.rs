@@ -60,17 +60,30 @@ fn table() -> &'static [SpankOption] {
 /// An option was given on the command line; in slurmstepd, it comes with the step.
 pub(crate) fn option_given(number: c_int, argument: Option<&OsStr>) -> Result<(), ()> {
     let number = usize::try_from(number).map_err(|_| ())?;
-    state::with(|state| match state.options.take(number, argument) {
-        Ok(()) => Ok(()),
-        Err(problem) if slurm::context() == Context::Remote => {
-            state.refused.get_or_insert(problem);
-            Ok(())
-        }
-        Err(problem) => {
-            slurm::error(&format!("cista: {problem}"));
-            Err(())
+    // In slurmstepd, the step's options are those that have won.
+    let is_remote = slurm::context() == Context::Remote;
+    let inherited = (!is_remote).then(|| inherited(number)).flatten();
+    state::with(|state| {
+        let taken = state.options.take(number, argument, inherited.as_deref());
+        match taken {
+            Ok(()) => Ok(()),
+            Err(problem) if is_remote => {
+                state.refused.get_or_insert(problem);
+                Ok(())
+            }
+            Err(problem) => {
+                slurm::error(&format!("cista: {problem}"));
+                Err(())
+            }
         }
     })
+}
+
+/// The argument that salloc or sbatch got for an option, which Slurm keeps in a variable for the steps.
+fn inherited(number: usize) -> Option<OsString> {
+    let name = OPTIONS.get(number)?.name.to_str().ok()?;
+    let suffix = name.replace('-', "_");
+    slurm::host_variable(&format!("_SLURM_SPANK_OPTION_cista_{suffix}"))
 }
 
 /// All options were given: the variables count for what they left out.
@@ -90,10 +103,17 @@ pub(crate) fn check() -> Result<(), ()> {
                 _ => Err(()),
             };
         }
+        let is_allocator = slurm::context() == Context::Allocator;
         for option in state.options.without_meaning() {
-            slurm::error(&format!(
-                "cista: {option} is ignored, since neither --container-image nor --container-name is given"
-            ));
+            slurm::error(&if is_allocator {
+                format!(
+                    "cista: {option} is for steps with --container-image or --container-name alone, of which neither is given"
+                )
+            } else {
+                format!(
+                    "cista: {option} is ignored, since neither --container-image nor --container-name is given"
+                )
+            });
         }
         Ok(())
     })

@@ -1,9 +1,10 @@
 //! What the user asks for: the options of srun, sbatch and salloc, and the variables that stand for them.
 //!
 //! All that can be said about a value without the node it is for is said here, so that srun refuses it before anything is queued. Slurm calls
-//! the plugin more than once with the same option (in srun, and in slurmstepd): a value that is repeated is no error, two values are.
+//! the plugin more than once with the same option (in srun, and in slurmstepd): a value that is repeated is no error, two values are, since Slurm
+//! passes on the last alone. Steps inherit the options of their allocation, of which their own win.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 
@@ -36,6 +37,7 @@ enum Text {
     Workdir,
     Name,
     Save,
+    Gpus,
 }
 
 /// Options with several values, which add up.
@@ -44,6 +46,7 @@ enum List {
     Mounts,
     Environment,
     Unshare,
+    Devices,
 }
 
 /// Options without a value.
@@ -96,11 +99,15 @@ pub(crate) static OPTIONS: &[Description] = descriptions! {
         c"[cista] variables of the job that win over those of the image, also for the entrypoint";
     c"container-unshare" Some(c"NAMESPACE[,NAMESPACE...]"), Meaning::List(List::Unshare),
         c"[cista] what the container does not share with the node: net, ipc, uts";
+    c"container-gpus" Some(c"all|none|GPU[,GPU...]"), Meaning::Text(Text::Gpus),
+        c"[cista] GPUs of the step that the container gets, by index or UUID; all of them when left out";
+    c"container-device" Some(c"VENDOR/CLASS=NAME[,...]"), Meaning::List(List::Devices),
+        c"[cista] other devices that the container gets, as specifications of CDI name them";
 };
 
 /// The variables that stand for options. Of the two prefixes the first wins.
 const PREFIXES: [&str; 2] = ["CISTA_CONTAINER_", "PYXIS_CONTAINER_"];
-const VARIABLES: [(&str, Meaning); 13] = [
+const VARIABLES: [(&str, Meaning); 15] = [
     ("IMAGE", Meaning::Text(Text::Image)),
     ("MOUNTS", Meaning::List(List::Mounts)),
     ("WORKDIR", Meaning::Text(Text::Workdir)),
@@ -117,6 +124,8 @@ const VARIABLES: [(&str, Meaning); 13] = [
     ("READONLY", Meaning::Switch(Switch::Writable, false)),
     ("ENV", Meaning::List(List::Environment)),
     ("UNSHARE", Meaning::List(List::Unshare)),
+    ("GPUS", Meaning::Text(Text::Gpus)),
+    ("DEVICE", Meaning::List(List::Devices)),
 ];
 
 /// Longest value, in bytes: more than the kernel takes as a path.
@@ -155,22 +164,54 @@ pub(crate) struct Options {
     pub(crate) environment: BTreeSet<OsString>,
     /// Namespaces.
     pub(crate) unshare: BTreeSet<OsString>,
+    /// GPUs.
+    pub(crate) gpus: Option<OsString>,
+    /// Devices by their names in CDI.
+    pub(crate) devices: BTreeSet<OsString>,
+    /// The lists as they were given, by their places in [`OPTIONS`].
+    given: BTreeMap<usize, OsString>,
 }
 
 impl Options {
-    /// Takes an option of the command line: its place in [`OPTIONS`] and its argument.
+    /// Takes an option of the command line: its place in [`OPTIONS`] and its argument. `inherited` is the argument that the allocation gave it, which
+    /// Slurm says first.
     ///
     /// # Errors
     ///
     /// A text for the user.
-    pub(crate) fn take(&mut self, number: usize, argument: Option<&OsStr>) -> Result<(), String> {
+    pub(crate) fn take(
+        &mut self,
+        number: usize,
+        argument: Option<&OsStr>,
+        inherited: Option<&OsStr>,
+    ) -> Result<(), String> {
         let option = OPTIONS.get(number).ok_or("unknown option")?;
         let shown = format!("--{}", option.name.to_string_lossy());
+        let argument = argument.unwrap_or_default();
         match option.meaning {
-            Meaning::Switch(which, value) => self.turn(&shown, which, value),
-            Meaning::Text(which) => self.set(&shown, which, argument.unwrap_or_default()),
-            Meaning::List(which) => self.add(&shown, which, argument.unwrap_or_default()),
+            Meaning::Switch(which, value) => return self.turn(&shown, which, value),
+            Meaning::Text(which) => {
+                if inherited.is_some() && self.text(which).map(OsString::as_os_str) == inherited {
+                    *self.text_mut(which) = None;
+                }
+                self.set(&shown, which, argument)?;
+            }
+            Meaning::List(which) => {
+                let before = self.given.get(&number);
+                if inherited.is_some() && before.map(OsString::as_os_str) == inherited {
+                    self.clear(which);
+                } else if let Some(before) = before.filter(|before| *before != argument) {
+                    return Err(format!(
+                        "{shown}: given twice, as `{}` and as `{}`: name all in one list, separated by commas",
+                        before.display(),
+                        argument.display()
+                    ));
+                }
+                self.add(&shown, which, argument)?;
+                self.given.insert(number, argument.to_owned());
+            }
         }
+        Ok(())
     }
 
     /// Takes the variables for what the command line left out.
@@ -230,6 +271,8 @@ impl Options {
             ("--container-readonly", self.writable == Some(false)),
             ("--container-env", !self.environment.is_empty()),
             ("--container-unshare", !self.unshare.is_empty()),
+            ("--container-gpus", self.gpus.is_some()),
+            ("--container-device", !self.devices.is_empty()),
         ]
         .into_iter()
         .filter_map(|(name, given)| given.then_some(name))
@@ -242,6 +285,7 @@ impl Options {
             Text::Workdir => self.workdir.as_ref(),
             Text::Name => self.name.as_ref(),
             Text::Save => self.save.as_ref(),
+            Text::Gpus => self.gpus.as_ref(),
         }
     }
 
@@ -260,6 +304,7 @@ impl Options {
             List::Mounts => self.mounts.is_empty(),
             List::Environment => self.environment.is_empty(),
             List::Unshare => self.unshare.is_empty(),
+            List::Devices => self.devices.is_empty(),
         }
     }
 
@@ -295,28 +340,42 @@ impl Options {
         let checked = match which {
             Text::Image => check_image(value),
             Text::Name => check_name(value),
+            Text::Gpus => check_gpus(value),
             Text::Save if value.as_bytes().ends_with(b"/") => {
                 Err("names a directory: a file is to be written".into())
             }
             Text::Workdir | Text::Save => Ok(()),
         };
         checked.map_err(|problem| format!("{shown}: `{}` {problem}", value.display()))?;
-        let place = match which {
-            Text::Image => &mut self.image,
-            Text::Workdir => &mut self.workdir,
-            Text::Name => &mut self.name,
-            Text::Save => &mut self.save,
-        };
-        match place {
+        match self.text_mut(which) {
             Some(before) if before != value => Err(format!(
                 "{shown}: given twice, as `{}` and as `{}`",
                 before.display(),
                 value.display()
             )),
-            _ => {
+            place => {
                 *place = Some(value.to_owned());
                 Ok(())
             }
+        }
+    }
+
+    fn text_mut(&mut self, which: Text) -> &mut Option<OsString> {
+        match which {
+            Text::Image => &mut self.image,
+            Text::Workdir => &mut self.workdir,
+            Text::Name => &mut self.name,
+            Text::Save => &mut self.save,
+            Text::Gpus => &mut self.gpus,
+        }
+    }
+
+    fn clear(&mut self, which: List) {
+        match which {
+            List::Mounts => self.mounts.clear(),
+            List::Environment => self.environment.clear(),
+            List::Unshare => self.unshare.clear(),
+            List::Devices => self.devices.clear(),
         }
     }
 
@@ -328,6 +387,7 @@ impl Options {
                 List::Mounts => check_mount(item),
                 List::Environment => check_variable(item),
                 List::Unshare => check_namespace(item),
+                List::Devices => check_device(item),
             };
             checked.map_err(|problem| format!("{shown}: `{}` {problem}", item.display()))?;
             match which {
@@ -341,6 +401,9 @@ impl Options {
                 }
                 List::Unshare => {
                     self.unshare.insert(item.to_owned());
+                }
+                List::Devices => {
+                    self.devices.insert(item.to_owned());
                 }
             }
         }
@@ -535,6 +598,29 @@ fn check_namespace(name: &OsStr) -> Result<(), String> {
     }
 }
 
+fn check_gpus(value: &OsStr) -> Result<(), String> {
+    let is_good = |name: &[u8]| !name.is_empty() && name.iter().all(u8::is_ascii_graphic);
+    if value.as_bytes().split(|&byte| byte == b',').all(is_good) {
+        Ok(())
+    } else {
+        Err("is none of `all`, `none`, or indexes and UUIDs separated by commas".into())
+    }
+}
+
+/// `VENDOR/CLASS=NAME`, of which the program says more.
+fn check_device(name: &OsStr) -> Result<(), String> {
+    let bytes = name.as_bytes();
+    let at = |wanted: u8| bytes.iter().position(|&byte| byte == wanted);
+    let is_good = bytes.iter().all(u8::is_ascii_graphic)
+        && matches!((at(b'/'), at(b'=')), (Some(slash), Some(equals))
+            if slash > 0 && equals > slash + 1 && equals + 1 < bytes.len());
+    if is_good {
+        Ok(())
+    } else {
+        Err("is no name of a device: expected VENDOR/CLASS=NAME".into())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -551,7 +637,7 @@ mod tests {
         for (name, argument) in given {
             let has_argument = OPTIONS[number(name)].argument.is_some();
             let argument = has_argument.then(|| OsStr::new(*argument));
-            options.take(number(name), argument)?;
+            options.take(number(name), argument, None)?;
         }
         Ok(options)
     }
@@ -576,6 +662,9 @@ mod tests {
             ("container-unshare", "net,ipc,uts"),
             ("container-save", "x.sqsh"),
             ("container-workdir", "/w"),
+            ("container-gpus", "0,GPU-1a2b"),
+            ("container-gpus", "none"),
+            ("container-device", "nvidia.com/gpu=0,host/tun=all"),
         ] {
             // Slurm may say it twice.
             parse(&[given, given]).unwrap_or_else(|error| panic!("{given:?}: {error}"));
@@ -612,6 +701,15 @@ mod tests {
             ("container-env", "1A"),
             ("container-unshare", "pid"),
             ("container-unshare", ""),
+            ("container-gpus", ""),
+            ("container-gpus", "0,,1"),
+            ("container-gpus", "0, 1"),
+            ("container-device", ""),
+            ("container-device", "nvidia.com/gpu"),
+            ("container-device", "gpu=0"),
+            ("container-device", "nvidia.com/=0"),
+            ("container-device", "nvidia.com/gpu="),
+            ("container-device", "/dev/fuse"),
         ] {
             let error = parse(&[(name, value)]).unwrap_err();
             assert!(error.starts_with(&format!("--{name}: ")), "{error}");
@@ -637,13 +735,30 @@ mod tests {
                 ("no-container-entrypoint", ""),
             ),
             (("container-writable", ""), ("container-readonly", "")),
+            (("container-gpus", "0"), ("container-gpus", "1")),
+            (("container-mounts", "/a"), ("container-mounts", "/b")),
+            (("container-env", "A"), ("container-env", "B")),
         ] {
             parse(&[one, one]).unwrap();
             parse(&[one, other]).unwrap_err();
         }
-        let options =
-            parse(&[("container-mounts", "/a,/b"), ("container-mounts", "/a,/c")]).unwrap();
-        assert_eq!(options.mounts, ["/a", "/b", "/c"]);
+    }
+
+    #[test]
+    fn steps_win_over_their_allocation() {
+        for (name, of_allocation, of_step) in [
+            ("container-image", "/a", "/b"),
+            ("container-mounts", "/a,/b", "/c"),
+        ] {
+            let mut options = Options::default();
+            let inherited = Some(OsStr::new(of_allocation));
+            let mut take = |value| options.take(number(name), Some(OsStr::new(value)), inherited);
+            take(of_allocation).unwrap();
+            take(of_step).unwrap();
+            take("/third").unwrap_err();
+            let expected = parse(&[(name, of_step)]).unwrap();
+            assert_eq!(options, expected);
+        }
     }
 
     #[test]

@@ -73,12 +73,25 @@ impl Text {
     pub(crate) fn into_file(mut self) -> io::Result<OwnedFd> {
         self.0.extend_from_slice(END.as_bytes());
         self.0.push(0);
-        let file = rustix::fs::memfd_create(c"cista-step", MemfdFlags::CLOEXEC)?;
-        let mut file = File::from(file);
-        file.write_all(&self.0)?;
-        file.rewind()?;
-        Ok(file.into())
+        in_memory(&self.0)
     }
+}
+
+/// A sentence for the user, as a file.
+///
+/// # Errors
+///
+/// Those of memfd_create(2) and write(2).
+pub(crate) fn note(sentence: &str) -> io::Result<OwnedFd> {
+    in_memory(sentence.as_bytes())
+}
+
+fn in_memory(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let file = rustix::fs::memfd_create(c"cista-step", MemfdFlags::CLOEXEC)?;
+    let mut file = File::from(file);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file.into())
 }
 
 /// Reads a text: its records but for the first and the last. None where it is of another version, or not whole.

@@ -68,6 +68,8 @@ pub enum Need {
     Fuse,
     /// A kernel that mounts squashfs files.
     KernelSquashfs,
+    /// Loop devices, for root.
+    LoopDevices,
     /// A Slurm cluster: root, Debian's packages, cgroups of version 1.
     Slurm,
     /// A processor of an architecture, as `uname -m` calls it.
@@ -110,6 +112,10 @@ impl Need {
                 let machine = rustix::system::uname();
                 let machine = machine.machine().to_string_lossy();
                 (machine != name).then(|| format!("the machine is {machine}, not {name}"))
+            }
+            Self::LoopDevices => {
+                let control = std::path::Path::new("/dev/loop-control");
+                (!control.exists()).then(|| "there is no /dev/loop-control".into())
             }
             Self::KernelSquashfs => {
                 let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();

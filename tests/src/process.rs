@@ -107,6 +107,13 @@ pub fn command_line(pid: u32) -> String {
     text.trim_end().to_owned()
 }
 
+/// The name of a process, 15 bytes of it at most.
+#[must_use]
+pub fn name(pid: u32) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(text.trim_end().to_owned())
+}
+
 /// The process namespace of a process (namespaces(7)); None when it has ended or is another's.
 #[must_use]
 pub fn pid_namespace(pid: u32) -> Option<PathBuf> {

@@ -26,7 +26,6 @@ use crate::container::view::View;
 use crate::container::{
     Root, Spec, StartError, accounts, export, named, running, standard, temporary,
 };
-use crate::devices;
 use crate::observe::{self, Activity};
 use crate::slurm::answer::Answer;
 use crate::slurm::build::{self, BuildError, Construction};
@@ -144,11 +143,12 @@ fn step(args: StepArgs, context: &Context) -> Outcome {
     };
     let (request, tasks) = (open(REQUEST)?, open(TASKS)?);
     let request = Request::read(request)?;
+    let helper = sys::process::inherited(HELPER).ok();
     let mut step = Step {
         config: config_for(&request, &context.config),
         context,
+        helper: helper.map(|socket| Helper::new(socket, request.image_mount)),
         request,
-        helper: sys::process::inherited(HELPER).ok().map(Helper::new),
     };
     let found = step.find()?;
     let ((handles, is_ours), image, keeper) = match found {
@@ -345,6 +345,11 @@ impl Step<'_> {
                 self.request.unshare != Default::default(),
             ),
             ("--container-writable", self.request.writable == Some(true)),
+            ("--container-gpus", self.request.devices.gpus.is_some()),
+            (
+                "--container-device",
+                !self.request.devices.devices.is_empty(),
+            ),
         ];
         for (option, _) in ignored.iter().filter(|(_, given)| *given) {
             ui::warning(format_args!(
@@ -524,7 +529,7 @@ impl Step<'_> {
             namespaces: self.request.unshare.or(self.config.namespaces),
             mounts,
             additions,
-            devices: devices::Request::default(),
+            devices: self.request.devices.clone(),
             script: None,
             rc: None,
             environment: self.request.environment.clone(),

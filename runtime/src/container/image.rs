@@ -1,7 +1,8 @@
 //! The lower layer: an image served by our own FUSE server, or a tree.
 //!
 //! What is chosen when nothing is asked for (`CISTA_MOUNT=auto`): the server; where there is no `/dev/fuse` or no overlayfs, the image is
-//! unpacked into the cache, once, and the tree used from then on.
+//! unpacked into the cache, once, and the tree used from then on. In a step of Slurm whose site wants it, the kernel mounts the image, which only root can
+//! have it do.
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -27,7 +28,8 @@ use super::named::{ContainerError, Content};
 use super::start::{Root, StartError, tree_mount};
 use super::{handover, loading, running, temporary};
 use crate::config::{Config, MountMethod};
-use crate::sys::process::Helper;
+use crate::slurm::helper::{Helper, ImageMount};
+use crate::sys::process::Helper as HelperProcess;
 use crate::{bundle, fuse, sys};
 
 /// How long the server gives a start the files that it will read unasked, after it has decoded them.
@@ -51,6 +53,14 @@ pub enum ImageError {
         path: PathBuf,
         /// What is wrong with it.
         source: ReadError,
+    },
+    /// The site wants the kernel to mount images, and it does not mount this one.
+    #[error("the kernel cannot mount `{path}`, as this site wants it to")]
+    Kernel {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
     },
     /// There is no FUSE here.
     #[error("cannot open `/dev/fuse`")]
@@ -88,6 +98,8 @@ pub(super) struct OpenImage {
     metadata: fs::Metadata,
     /// The descriptor that the reader owns.
     fd: RawFd,
+    /// Whether the file is a program with the image behind it.
+    is_bundle: bool,
     reader: Reader,
 }
 
@@ -119,11 +131,13 @@ impl OpenImage {
         let file = fs::File::open(path).map_err(opened)?;
         let metadata = file.metadata().map_err(opened)?;
         let mut fd = file.as_raw_fd();
+        let mut is_bundle = false;
         let reader = match Reader::open(file, 0) {
             // A bundle has its image behind a program.
             Err(ReadError::NotSquashfs) => {
                 let file = fs::File::open(path).map_err(opened)?;
                 fd = file.as_raw_fd();
+                is_bundle = true;
                 match bundle::find(&file) {
                     Ok(Some(layout)) => Reader::open(file, layout.offset),
                     _ => Err(ReadError::NotSquashfs),
@@ -139,8 +153,27 @@ impl OpenImage {
             path: path.to_owned(),
             metadata,
             fd,
+            is_bundle,
             reader,
         })
+    }
+
+    /// Has the kernel mount the image.
+    fn mount_by(&self, helper: &Helper) -> io::Result<OwnedFd> {
+        if self.is_bundle {
+            return Err(io::Error::other("it is behind a program"));
+        }
+        let owners = self.reader.superblock().id_count.get();
+        if owners != 1 || !self.reader.id(0).is_ok_and(|owner| owner == 0) {
+            // All are mapped to the user, as the server does it, and only one can be.
+            return Err(io::Error::other("its files do not all belong to root"));
+        }
+        let file = fs::File::open(&self.path)?;
+        let metadata = file.metadata()?;
+        if (metadata.dev(), metadata.ino()) != (self.metadata.dev(), self.metadata.ino()) {
+            return Err(io::Error::other("another file has taken its place"));
+        }
+        helper.mount(&file)
     }
 }
 
@@ -148,6 +181,8 @@ impl OpenImage {
 pub(super) enum Lower {
     /// A server that waits for its device.
     Served(Server),
+    /// A mount that the kernel has made of an image, and the image.
+    Mounted(OwnedFd, PathBuf),
     /// An image that is to be unpacked.
     Unpacked(Box<OpenImage>),
     /// A tree of the host.
@@ -160,7 +195,7 @@ pub(super) struct Server {
     /// Where it receives its device.
     socket: OwnedFd,
     /// The process that starts it, until it was waited for.
-    starting: Cell<Option<Helper>>,
+    starting: Cell<Option<HelperProcess>>,
     /// Owners of the files.
     ids: (u32, u32),
 }
@@ -170,17 +205,38 @@ pub(super) struct LowerMount {
     pub(super) mount: OwnedFd,
     /// Whether a server holds the lock of the container.
     pub(super) is_served: bool,
+    /// How it is mounted: `fuse`, `kernel`, or `tree`.
+    pub(super) method: &'static str,
 }
 
 /// Starts the server of an image, where there is to be one. It keeps `lock` open. `ids` own the files of an image. `program` is what
-/// will be executed, where that is known.
+/// will be executed, where that is known. `helper` can have the kernel mount the image instead; `tell` gets why it does not.
 pub(super) fn prepare(
     source: Source,
     config: &Config,
     ids: (u32, u32),
     lock: Option<fs::File>,
     program: Option<PathBuf>,
+    helper: Option<&Helper>,
+    tell: &dyn Fn(&str),
 ) -> Result<Lower, ImageError> {
+    let helper = helper.filter(|helper| helper.image_mount() != ImageMount::Fuse);
+    if let (Source::Image(image), MountMethod::Auto, Some(helper)) = (&source, config.mount, helper)
+    {
+        let mounted = match lock {
+            None => image.mount_by(helper),
+            // Only a server lasts as long as the container does.
+            Some(_) => Err(io::Error::other("a server is to hold the container's lock")),
+        };
+        match mounted {
+            Ok(mount) => return Ok(Lower::Mounted(mount, image.path.clone())),
+            Err(source) if helper.image_mount() == ImageMount::Kernel => {
+                let path = image.path.clone();
+                return Err(ImageError::Kernel { path, source });
+            }
+            Err(why) => tell(&format!("the kernel does not mount the image: {why}")),
+        }
+    }
     match source {
         Source::Tree(path) => Ok(Lower::Tree(path)),
         Source::Image(image) if config.mount == MountMethod::Unpack => Ok(Lower::Unpacked(image)),
@@ -260,6 +316,18 @@ impl Lower {
     ) -> Result<LowerMount, StartError> {
         let path = match self {
             Self::Tree(path) => path.clone(),
+            Self::Mounted(mount, path) => {
+                let mount = mount.try_clone().map_err(|source| MountError::Source {
+                    path: path.clone(),
+                    source,
+                })?;
+                tell("the kernel has mounted the image");
+                return Ok(LowerMount {
+                    mount,
+                    is_served: false,
+                    method: "kernel",
+                });
+            }
             Self::Unpacked(image) => {
                 tell("using an unpacked copy of the image, as `CISTA_MOUNT` asks for");
                 unpack_to_cache(image, config, tell)?
@@ -270,6 +338,7 @@ impl Lower {
                     return Ok(LowerMount {
                         mount: server.mount(device)?,
                         is_served: true,
+                        method: "fuse",
                     });
                 }
                 Err(error) if config.mount == MountMethod::Fuse => {
@@ -288,6 +357,7 @@ impl Lower {
         Ok(LowerMount {
             mount: tree_mount(&path)?,
             is_served: false,
+            method: "tree",
         })
     }
 
@@ -303,8 +373,8 @@ impl Lower {
             Self::Tree(path) => path.clone(),
             Self::Served(_) if config.mount == MountMethod::Fuse => return Err(error),
             Self::Unpacked(image) => unpack_to_cache(image, config, tell)?,
-            Self::Served(server) => {
-                let image = OpenImage::open(&server.path)?;
+            Self::Served(Server { path, .. }) | Self::Mounted(_, path) => {
+                let image = OpenImage::open(path)?;
                 let note = |text: &str| warn(&format!("{text}, since mounting it failed: {error}"));
                 unpack_to_cache(&image, config, &note)?
             }
@@ -319,9 +389,9 @@ impl Lower {
             Self::Served(server) => server
                 .starting
                 .take()
-                .map_or(Ok(()), Helper::wait_for_start)
+                .map_or(Ok(()), HelperProcess::wait_for_start)
                 .map_err(ImageError::Server),
-            Self::Unpacked(_) | Self::Tree(_) => Ok(()),
+            Self::Mounted(..) | Self::Unpacked(_) | Self::Tree(_) => Ok(()),
         }
     }
 }

@@ -77,7 +77,7 @@ pub struct Spec {
 pub struct Ready {
     /// What the image and the specification say about the program.
     pub(crate) plan: Plan,
-    /// How the image is mounted: `fuse`, or `tree` for an unpacked one.
+    /// How the image is mounted: `fuse`, `kernel`, or `tree` for an unpacked one.
     pub mount: &'static str,
     /// Whether the user is root inside.
     pub root_inside: bool,
@@ -281,6 +281,8 @@ pub fn prepare(
         (inner_uid, inner_gid),
         lock,
         program.clone(),
+        spec.helper.as_ref(),
+        tell,
     )?;
 
     // Everything we make has exactly the mode we say.
@@ -309,7 +311,7 @@ pub fn prepare(
     if let Some(program) = &program {
         loading::announce(&rootfs, program);
     }
-    let mount = if layout.is_served { "fuse" } else { "tree" };
+    let mount = layout.method;
 
     // What the root says, before anything is put over its files.
     let mut plan = match early {
@@ -518,8 +520,8 @@ struct Layout {
     is_seeded: bool,
     /// Whether files can be written to it; otherwise they are bound over it.
     keeps_files: bool,
-    /// Whether the image is mounted through a server.
-    is_served: bool,
+    /// How the image is mounted: `fuse`, `kernel`, or `tree` for an unpacked one.
+    method: &'static str,
     /// Whether what is made in it outlives the container.
     is_kept: bool,
 }
@@ -544,7 +546,7 @@ fn assemble(
                     root: direct(lower.mount(config, tell, warn)?.mount)?,
                     is_seeded: false,
                     keeps_files: true,
-                    is_served: false,
+                    method: "tree",
                     is_kept: true,
                 });
             }
@@ -560,15 +562,15 @@ fn assemble(
         }
         scratch
             .overlay(&lower.mount, changes, seed, &name)
-            .map(|root| (root, lower.is_served))
+            .map(|root| (root, lower.method))
             .map_err(StartError::Root)
     });
     match attempt {
-        Ok((root, is_served)) => Ok(Layout {
+        Ok((root, method)) => Ok(Layout {
             root,
             is_seeded: seed.is_some(),
             keeps_files: spec.writable,
-            is_served,
+            method,
             is_kept: matches!(changes, Changes::Container(_)),
         }),
         // Without an overlay, an unpacked tree can still be the root where nothing has to be kept.
@@ -576,7 +578,7 @@ fn assemble(
             root: direct(lower.unpacked(config, error, tell, warn)?)?,
             is_seeded: false,
             keeps_files: false,
-            is_served: false,
+            method: "tree",
             is_kept: true,
         }),
         Err(error) => Err(error),

@@ -7,9 +7,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 
+use super::helper::ImageMount;
 use crate::config::settings::parse_switch;
 use crate::container::fstab::{self, Entry, FstabError};
 use crate::container::namespaces::Namespaces;
+use crate::devices;
+use crate::devices::cdi::name::{NameError, QualifiedName};
+use crate::devices::question::Choice;
 
 /// The first record. Plugin and program are of one release, or say that they are not.
 pub(super) const VERSION: &[u8] = b"cista-step=1";
@@ -58,6 +62,8 @@ pub struct Request {
     pub environment: Vec<(OsString, OsString)>,
     /// Namespaces of its own.
     pub unshare: Namespaces,
+    /// Devices.
+    pub devices: devices::Request,
     /// The command line of the tasks.
     pub command: Vec<OsString>,
     /// The batch script, a file of the node.
@@ -68,6 +74,8 @@ pub struct Request {
     pub importer: Option<PathBuf>,
     /// The user's directory for the state of running containers.
     pub runtime_path: Option<PathBuf>,
+    /// How the site wants images to be mounted.
+    pub image_mount: ImageMount,
 }
 
 /// What is to be done with a container that is there.
@@ -99,6 +107,17 @@ pub enum RequestError {
         /// Its key.
         key: String,
     },
+    /// GPUs are not understood.
+    #[error("`{value}` of `--container-gpus` is not understood: {expected}")]
+    Gpus {
+        /// What is asked for.
+        value: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// The name of a device is not understood.
+    #[error("`--container-device` is not understood")]
+    Device(#[from] NameError),
     /// A mount is not understood.
     #[error(transparent)]
     Mount(#[from] FstabError),
@@ -180,10 +199,26 @@ impl Request {
                 "uts" => self.unshare.uts = true,
                 _ => return Err(strange()),
             },
+            b"gpus" => {
+                let choice = Choice::parse_option(text);
+                self.devices.gpus = Some(choice.map_err(|expected| RequestError::Gpus {
+                    value: value.to_string_lossy().into_owned(),
+                    expected,
+                })?);
+            }
+            b"device" => self.devices.devices.push(QualifiedName::parse(text)?),
             b"command" => self.command.push(value.to_owned()),
             b"script" => self.script = Some(value.into()),
             b"terminal" => self.terminal = Some(value.into()),
             b"importer" => self.importer = Some(value.into()),
+            b"image-mount" => {
+                self.image_mount = match text {
+                    "fuse" => ImageMount::Fuse,
+                    "kernel" => ImageMount::Kernel,
+                    "auto" => ImageMount::Auto,
+                    _ => return Err(strange()),
+                }
+            }
             b"runtime-path" => self.runtime_path = Some(value.into()),
             _ => return Err(strange()),
         }
@@ -321,6 +356,9 @@ mod tests {
             "unshare=pid",
             "env=A",
             "mode=run",
+            "image-mount=loop",
+            "gpus=,",
+            "device=nvidia.com/gpu",
             "noequals",
         ] {
             parse(&[record]).unwrap_err();

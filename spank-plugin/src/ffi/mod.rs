@@ -1,4 +1,4 @@
-//! The only room with `unsafe`: [`slurm`]'s functions, the [`hooks`] that it calls, the [`version`] that it checks, and [`process`]es.
+//! The only room with `unsafe`: [`slurm`]'s functions, the [`hooks`] that it calls, the [`version`] that it checks, [`process`]es, and [`mount`]s.
 
 #![expect(
     unsafe_code,
@@ -6,6 +6,7 @@
 )]
 
 mod hooks;
+pub(crate) mod mount;
 pub(crate) mod process;
 pub(crate) mod slurm;
 mod version;

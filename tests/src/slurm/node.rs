@@ -84,8 +84,14 @@ chmod 1777 /run/slurm/tmp /run/lock
 [ "$program" = yes ] || mount -t tmpfs tmpfs "$root/bin"
 # Devices.
 mount -t tmpfs -o mode=755,nosuid tmpfs /run/dev
-for device in null zero full random urandom tty ptmx fuse; do
+for device in null zero full random urandom tty ptmx fuse loop-control; do
     if [ -e "/dev/$device" ]; then cp -a "/dev/$device" /run/dev/; fi
+done
+# Those that the kernel makes when they are asked for appear in its own /dev alone.
+number=0
+while [ "$number" -lt 64 ]; do
+    mknod -m 660 "/run/dev/loop$number" b 7 "$number"
+    number=$((number + 1))
 done
 mkdir /run/dev/pts /run/dev/shm /run/dev/mqueue
 mount --bind /dev/pts /run/dev/pts

@@ -49,6 +49,7 @@ mod slurm_containers;
 mod slurm_devices;
 mod slurm_errors;
 mod slurm_leftovers;
+mod slurm_mounts;
 mod slurm_mpi;
 mod slurm_options;
 mod slurm_releases;
@@ -114,6 +115,7 @@ fn main() -> ExitCode {
         slurm_errors::CASES,
         slurm_options::CASES,
         slurm_steps::CASES,
+        slurm_mounts::CASES,
         slurm_mpi::CASES,
         slurm_releases::CASES,
     ];

@@ -129,6 +129,67 @@ fn tasks_open_their_own_gpus(environment: &TestEnvironment<'_>) -> TestResult {
     Ok(())
 }
 
+/// `--container-gpus` takes from the GPUs of the step, `--container-device` adds what CDI describes, and variables stand for both.
+fn devices_are_chosen_by_options(environment: &TestEnvironment<'_>) -> TestResult {
+    tree(environment)?;
+    put(
+        environment,
+        "host/etc/cdi/vendor.json",
+        r#"{"cdiVersion":"0.6.0","kind":"vendor.com/board","devices":[
+            {"name":"one","containerEdits":{"env":["BOARD=one"]}},
+            {"name":"two","containerEdits":{"env":["SECOND_BOARD=two"]}}]}"#,
+    )?;
+    let image = environment.session().imported(Recipe::Busybox)?;
+    let image = format!("--container-image={}", image.display());
+    let login = Login::new(environment)?;
+    let step = |options: &[&str], variables: &[(&str, &str)]| {
+        let look = "echo $(ls /dev/dri 2>/dev/null | grep -c renderD) $BOARD $SECOND_BOARD";
+        let step = login
+            .srun(["--gres=gpu:2", "-n1", &image])
+            .args(options)
+            .args(["sh", "-c", look])
+            .env("CISTA_HOST_ROOT", environment.path("host"));
+        let all = variables.iter();
+        all.fold(step, |step, (name, value)| step.env(*name, *value))
+    };
+    for (options, expected) in [
+        (&[][..], "2"),
+        (&["--container-gpus=all"], "2"),
+        (&["--container-gpus=none"], "0"),
+        (&["--container-device=vendor.com/board=one"], "2 one"),
+        (
+            &[
+                "--container-gpus=none",
+                "--container-device=vendor.com/board=one,vendor.com/board=two",
+            ],
+            "0 one two",
+        ),
+    ] {
+        assert_eq!(step(options, &[]).text()?, expected, "{options:?}");
+    }
+    let variables = [
+        ("CISTA_CONTAINER_GPUS", "none"),
+        ("PYXIS_CONTAINER_GPUS", "all"),
+        ("PYXIS_CONTAINER_DEVICE", "vendor.com/board=one"),
+    ];
+    assert_eq!(step(&[], &variables).text()?, "0 one");
+    let given = step(&["--container-gpus=all"], &variables);
+    assert_eq!(given.text()?, "2 one");
+    for (option, expected) in [
+        ("--container-gpus=99", "99"),
+        ("--container-device=vendor.com/board=three", "three"),
+        ("--container-device=nobody.com/board=one", "nobody.com"),
+        ("--container-device=vendor.com/board=-", "`-` is no name"),
+    ] {
+        let outcome = step(&[option], &[]).run()?;
+        let said = outcome.error_text();
+        assert_eq!(outcome.code(), Some(1), "{option}: {said}");
+        assert_eq!(outcome.text(), "", "{option}: {said}");
+        assert!(said.contains(expected), "{option}: {said}");
+    }
+    Ok(())
+}
+
 const fn case(name: &'static str, run: fn(&TestEnvironment<'_>) -> TestResult) -> Case {
     Case {
         name,
@@ -141,6 +202,10 @@ const fn case(name: &'static str, run: fn(&TestEnvironment<'_>) -> TestResult) -
 
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[
+    case(
+        "slurm_devices::devices_are_chosen_by_options",
+        devices_are_chosen_by_options,
+    ),
     case(
         "slurm_devices::jobs_have_their_own_gpus",
         jobs_have_their_own_gpus,

@@ -299,6 +299,8 @@ fn every_command_tells_its_options(environment: &TestEnvironment<'_>) -> TestRes
             "readonly",
             "env",
             "unshare",
+            "gpus",
+            "device",
         ] {
             let option = format!("--container-{option}");
             assert!(help.contains(&option), "{command}: {option}: {help}");
@@ -364,6 +366,22 @@ fn wrong_options_are_refused_at_once(environment: &TestEnvironment<'_>) -> TestR
         (&[&image, "--container-env=A=B"], "A=B"),
         (&[&image, "--container-unshare=pid"], "pid"),
         (&[&image, "--container-unshare="], "--container-unshare"),
+        (
+            &[&image, "--container-mounts=/a", "--container-mounts=/b"],
+            "given twice",
+        ),
+        (
+            &[&image, "--container-env=A", "--container-env=B"],
+            "given twice",
+        ),
+        (&[&image, "--container-gpus="], "--container-gpus"),
+        (&[&image, "--container-gpus=0,,1"], "0,,1"),
+        (
+            &[&image, "--container-gpus=0", "--container-gpus=1"],
+            "given twice",
+        ),
+        (&[&image, "--container-device="], "--container-device"),
+        (&[&image, "--container-device=/dev/fuse"], "/dev/fuse"),
     ];
     for command in ["srun", "salloc"] {
         for (options, expected) in cases {
@@ -404,6 +422,45 @@ fn options_without_an_image_are_ignored_aloud(environment: &TestEnvironment<'_>)
         format!("{}/", outcome.text()),
         environment.path("").display().to_string()
     );
+    Ok(())
+}
+
+/// What salloc was given holds for the steps, and what a step says itself wins.
+fn steps_inherit_the_options_of_their_allocation(environment: &TestEnvironment<'_>) -> TestResult {
+    let image = busybox(environment)?;
+    let first = environment.directory("first")?.display().to_string();
+    let second = environment.directory("second")?.display().to_string();
+    let login = Login::new(environment)?;
+    let allocate = |options: &[&str], step: &str| {
+        login
+            .command("salloc", ["--quiet", "-N1"])
+            .args(options)
+            .args(["sh", "-c", step])
+            .run()
+    };
+    let mounts = format!("--container-mounts={first}:/first");
+    let look = "ls -d /first /second 2>/dev/null; pwd";
+    let inherited = allocate(
+        &[&image, &mounts, "--container-workdir=/etc"],
+        &format!("srun sh -c '{look}'"),
+    )?;
+    assert_eq!(inherited.text(), "/first\n/etc");
+    let own = allocate(
+        &[&image, &mounts, "--container-workdir=/etc"],
+        &format!(
+            "srun --container-workdir=/bin --container-mounts={second}:/second sh -c '{look}'"
+        ),
+    )?;
+    assert_eq!(own.text(), "/second\n/bin", "{}", own.error_text());
+    let later = allocate(&[&mounts], &format!("srun {image} sh -c '{look}'"))?;
+    assert_eq!(later.text(), "/first\n/", "{}", later.error_text());
+    let said = later.error_text();
+    assert!(said.contains("--container-mounts is for steps"), "{said}");
+    let wrong = allocate(
+        &["--container-image=/no/such"],
+        &format!("srun {image} pwd"),
+    )?;
+    assert_eq!(wrong.text(), "/", "{}", wrong.error_text());
     Ok(())
 }
 
@@ -473,6 +530,11 @@ pub(crate) const CASES: &[Case] = &[
         "slurm_options::wrong_options_are_refused_at_once",
         Who::User,
         wrong_options_are_refused_at_once,
+    ),
+    contained(
+        "slurm_options::steps_inherit_the_options_of_their_allocation",
+        Who::User,
+        steps_inherit_the_options_of_their_allocation,
     ),
     contained(
         "slurm_options::options_without_an_image_are_ignored_aloud",
