@@ -7,7 +7,7 @@
 //! The holder has a session of its own, no open file but its own six, none of the job's variables that would change what programs do, and
 //! what is executed is never a path that the user chose.
 //!
-//! Where the node has GPUs the word comes later, from the task's last hook: only then does the environment say which of them the step has.
+//! Where the node has GPUs the word comes later, from the task's last hook: only then does the environment say which of them the task has (see [`gpus`]).
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
@@ -21,6 +21,7 @@ use rustix::thread::{Gid, Uid};
 use crate::arguments::{Arguments, Mount};
 use crate::ffi::process::{self, Fork, Program};
 use crate::ffi::slurm::Spank;
+use crate::gpus;
 use crate::helper::{self, User};
 use crate::options::{Options, split_name};
 use crate::wire::{self, Text};
@@ -66,35 +67,6 @@ const NOT_PASSED_ON: &[&str] = &[
     "PMI_FD",
 ];
 
-/// Devices whose presence makes the holder wait for what the step has of them.
-const GPUS: [&str; 4] = [
-    "/dev/nvidiactl",
-    "/dev/nvidia0",
-    "/dev/kfd",
-    "/dev/dri/renderD128",
-];
-
-/// What says which GPUs a task has.
-const OF_TASK: [&str; 7] = [
-    "SLURM_STEP_GPUS",
-    "CUDA_VISIBLE_DEVICES",
-    "ROCR_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES",
-    "GPU_DEVICE_ORDINAL",
-    "ZE_AFFINITY_MASK",
-    "ONEAPI_DEVICE_SELECTOR",
-];
-
-/// Those of them that are given to libraries, and count from 0.
-const OF_LIBRARIES: [&str; 3] = [
-    "CUDA_VISIBLE_DEVICES",
-    "ROCR_VISIBLE_DEVICES",
-    "ZE_AFFINITY_MASK",
-];
-
-/// Most GPUs of a node.
-const MAX_GPUS: usize = 1024;
-
 /// The first file of a process besides standard input, output and error that is searched for a terminal, and the last.
 const FILES: std::ops::Range<i32> = 3..256;
 
@@ -104,18 +76,15 @@ pub(crate) struct Files<'a> {
     pub(crate) requests: BorrowedFd<'a>,
     /// Where its messages go.
     pub(crate) messages: BorrowedFd<'a>,
+    /// Where the tasks say which GPUs they have.
+    pub(crate) reports: BorrowedFd<'a>,
 }
 
 /// A holder that waits for the word.
 pub(crate) struct Waiting(OwnedFd);
 
 impl Waiting {
-    /// Whether the word is to be given at once.
-    pub(crate) fn is_ready() -> bool {
-        !GPUS.iter().any(|path| Path::new(path).exists())
-    }
-
-    /// Gives the word, with the environment of the step.
+    /// Gives the word, with the environment of the step. With `waits`, what the tasks say of their GPUs is waited for.
     ///
     /// # Errors
     ///
@@ -124,6 +93,7 @@ impl Waiting {
         &self,
         mut environment: Vec<OsString>,
         uid: Option<u32>,
+        waits: bool,
     ) -> Result<(), String> {
         // `srun --export=NONE` leaves nothing by which the user's settings, logins and containers could be found.
         if !environment.iter().any(|it| name_of(it) == "HOME")
@@ -133,33 +103,17 @@ impl Waiting {
             assignment.push(home);
             environment.push(assignment);
         }
-        if let Some(count) = gpus_of_all_tasks(&environment) {
-            environment.retain(|it| !OF_TASK.iter().any(|name| name_of(it) == *name));
-            let all: Vec<String> = (0..count).map(|number| number.to_string()).collect();
-            environment.extend(OF_LIBRARIES.map(|name| format!("{name}={}", all.join(",")).into()));
-        }
         let mut text = Text::new();
         for assignment in passed_on(environment) {
             text.add("env", OsStr::from_bytes(assignment.as_bytes()));
         }
         text.into_file()
-            .and_then(|file| wire::send(&self.0, wire::YES, Some(file.as_fd())))
+            .and_then(|file| {
+                let letter = if waits { wire::GPUS } else { wire::YES };
+                wire::send(&self.0, letter, Some(file.as_fd()))
+            })
             .map_err(|error| format!("cannot start `cista`: {error}"))
     }
-}
-
-/// How many GPUs to ask for where the environment of a task may name that task's GPUs rather than the step's: with `--gpus-per-task` each counts its
-/// own from 0, while all tasks of a node share the container. Libraries count from 0 what the control group of the step allows.
-fn gpus_of_all_tasks(environment: &[OsString]) -> Option<usize> {
-    let value = |name: &str| {
-        let of_name = environment.iter().find(|it| name_of(it) == name)?;
-        of_name.to_str()?.split_once('=').map(|(_, value)| value)
-    };
-    let named = value("SLURM_STEP_GPUS")?;
-    let has_others = value("SLURM_NTASKS").is_none_or(|tasks| tasks != "1");
-    let on_node: usize = value("SLURM_GPUS_ON_NODE")?.parse().ok()?;
-    let is_part = !named.contains('-') && named.split(',').count() < on_node;
-    (has_others && is_part).then_some(on_node.min(MAX_GPUS))
 }
 
 /// Prepares the start of the holder.
@@ -197,7 +151,9 @@ pub(crate) fn prepare(
             files.messages.as_raw_fd(),
             request.as_raw_fd(),
             files.requests.as_raw_fd(),
+            files.reports.as_raw_fd(),
         ],
+        tasks: spank.local_tasks().unwrap_or(1),
         user,
         arguments: arguments.clone(),
     };
@@ -215,7 +171,9 @@ pub(crate) fn prepare(
 
 /// The helper, and the holder before it is the program.
 struct Starting {
-    files: [i32; 5],
+    files: [i32; 6],
+    /// Tasks on this node.
+    tasks: u32,
     user: User,
     arguments: Arguments,
 }
@@ -233,19 +191,25 @@ impl Starting {
         if process::keep_only(&files).is_err() {
             process::exit_now(1);
         }
-        let [null, out, err, request, requests, word] = [0, 1, 2, 3, 4, 5].map(process::adopt);
-        let Some(environment) = wire::receive(&word).and_then(|(_, files)| {
+        let [null, out, err, request, requests, reports, word] =
+            [0, 1, 2, 3, 4, 5, 6].map(process::adopt);
+        let Some(environment) = wire::receive(&word).and_then(|(letter, files)| {
             let records = wire::read(files.into_iter().next()?).ok()??;
-            Some(records.into_iter().map(|(_, value)| value))
+            let environment = records.into_iter().map(|(_, value)| value).collect();
+            Some(match letter {
+                wire::GPUS => gpus::of_all(environment, &gpus::listen(&reports, self.tasks)),
+                _ => environment,
+            })
         }) else {
             // The task is gone.
             process::exit_now(0);
         };
-        drop(word);
+        drop((word, reports));
         let program = Program::new(
             CString::new(self.arguments.program.as_os_str().as_bytes()).unwrap_or_default(),
             vec![c"cista".into(), c"slurm".into(), c"step".into()],
             environment
+                .into_iter()
                 .filter_map(|assignment| CString::new(assignment.into_vec()).ok())
                 .collect(),
         );
@@ -440,23 +404,6 @@ pub(crate) fn name_of(assignment: &OsStr) -> &OsStr {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn gpus_of_one_task_are_not_those_of_the_step() {
-        let of = |text: &str| {
-            let environment: Vec<OsString> = text.split(' ').map(OsString::from).collect();
-            gpus_of_all_tasks(&environment)
-        };
-        let of_one = of("SLURM_STEP_GPUS=0 SLURM_GPUS_ON_NODE=4 SLURM_NTASKS=4");
-        assert_eq!(of_one, Some(4));
-        for whole in [
-            "SLURM_STEP_GPUS=2 SLURM_GPUS_ON_NODE=4 SLURM_NTASKS=1",
-            "SLURM_STEP_GPUS=2,3 SLURM_GPUS_ON_NODE=2 SLURM_NTASKS=2",
-            "SLURM_GPUS_ON_NODE=2 SLURM_NTASKS=2",
-        ] {
-            assert_eq!(of(whole), None, "{whole}");
-        }
-    }
 
     #[test]
     fn what_changes_programs_is_not_passed_on() {

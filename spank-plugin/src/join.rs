@@ -12,6 +12,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::ffi::process;
 use crate::ffi::slurm::Spank;
+use crate::gpus::{self, Numbering};
 use crate::holder::name_of;
 use crate::options::Options;
 use crate::wire;
@@ -37,6 +38,8 @@ struct Container {
     /// With the user namespace first, which gives the right to the others.
     namespaces: Vec<OwnedFd>,
     variables: Vec<(OsString, OsString)>,
+    /// What GPUs are called in it.
+    numberings: Vec<Numbering>,
     filter: Option<Vec<u8>>,
     keeps_capabilities: bool,
 }
@@ -53,7 +56,7 @@ pub(crate) fn join(
     environment: &[OsString],
 ) -> Result<(), String> {
     let container = Container::read(files)?;
-    set_environment(spank, &container.variables, options, environment)?;
+    set_environment(spank, &container, options, environment)?;
     container
         .enter()
         .map_err(|(what, error)| format!("cannot {what}: {error}"))
@@ -88,6 +91,7 @@ impl Container {
                     let value = OsStr::from_bytes(value).to_owned();
                     container.variables.push((name, value));
                 }
+                "note-gpus" => container.numberings.extend(Numbering::parse(&value)),
                 "filter" => container.filter = Some(bytes(&value).ok_or_else(strange)?),
                 "capabilities" => container.keeps_capabilities = value == "keep",
                 // Of a later release, and not needed to be safe: such records have other names.
@@ -148,7 +152,7 @@ fn drop_capabilities() -> rustix::io::Result<()> {
 /// The job's variables, with those of the container in place of theirs but for the names that the user wants to keep.
 fn set_environment(
     spank: &Spank,
-    variables: &[(OsString, OsString)],
+    container: &Container,
     options: &Options,
     environment: &[OsString],
 ) -> Result<(), String> {
@@ -171,6 +175,10 @@ fn set_environment(
         if !is_kept(name) {
             spank.remove_variable(name);
         }
+    }
+    let variables = &container.variables;
+    for (name, value) in gpus::translate(environment, &container.numberings) {
+        set(OsStr::new(&name), OsStr::new(&value))?;
     }
     let mut has_pytorch = job(OsStr::new("PYTORCH_VERSION")).is_some();
     for (name, value) in variables {

@@ -31,6 +31,7 @@
 
 mod arguments;
 mod ffi;
+mod gpus;
 mod helper;
 mod holder;
 mod join;

@@ -14,6 +14,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::pipe::PipeFlags;
 
 use crate::ffi::slurm::{self, Spank};
+use crate::gpus::{self, Reports};
 use crate::holder::{self, Files, Waiting, name_of};
 use crate::{join, message, state, wire};
 
@@ -38,6 +39,8 @@ pub(crate) struct Step {
     messages: Messages,
     /// The holder's end of them.
     messages_end: Option<OwnedFd>,
+    /// Where the tasks say which GPUs they have.
+    reports: Reports,
     /// A counter that all tasks have (eventfd(2)): how many of them have the container.
     joined: OwnedFd,
     /// Tasks on this node.
@@ -103,24 +106,27 @@ pub(crate) fn prepare_task(spank: &Spank) {
             return;
         };
         let ends = (step.holder_end.take(), step.messages_end.take());
+        let listener = step.reports.listener();
         if spank.task() != Some(0) || state.refused.is_some() {
             return;
         }
-        let (Some(Ok(arguments)), (Some(requests), Some(messages))) = (&state.arguments, &ends)
+        let (Some(Ok(arguments)), (Some(requests), Some(messages)), Some(reports)) =
+            (&state.arguments, &ends, &listener)
         else {
             return;
         };
         let files = Files {
             requests: requests.as_fd(),
             messages: messages.as_fd(),
+            reports: reports.as_fd(),
         };
         let prepared = holder::prepare(spank, &state.options, arguments, &files);
         let started = prepared.and_then(|waiting| {
-            if Waiting::is_ready() {
-                waiting.go(spank.environment().unwrap_or_default(), spank.uid())?;
-                Ok(None)
-            } else {
+            if gpus::are_there() {
                 Ok(Some(waiting))
+            } else {
+                waiting.go(spank.environment().unwrap_or_default(), spank.uid(), false)?;
+                Ok(None)
             }
         });
         match started {
@@ -138,6 +144,7 @@ pub(crate) fn task_was_forked(spank: &Spank) {
         {
             step.holder_end = None;
             step.messages_end = None;
+            step.reports.close();
         }
     });
 }
@@ -173,12 +180,13 @@ pub(crate) fn enter(spank: &Spank) -> bool {
         let Some(step) = &mut state.step else {
             return true;
         };
+        step.reports.send(&environment);
         if let Some(problem) = &step.failure {
             message::error(problem);
             return false;
         }
         if let Some(waiting) = step.waiting.take()
-            && let Err(problem) = waiting.go(environment.clone(), spank.uid())
+            && let Err(problem) = waiting.go(environment.clone(), spank.uid(), true)
         {
             message::error(problem);
             return false;
@@ -268,6 +276,7 @@ impl Step {
         Ok(Self {
             joined: rustix::event::eventfd(0, flags)?,
             requests,
+            reports: Reports::new()?,
             holder_end: Some(holder_end),
             messages: Messages {
                 pipe: messages.into(),

@@ -6,7 +6,7 @@
 //!
 //! The way between tasks and holder is a pair of sockets that keep messages apart. The holder has one end, slurmstepd and, until they are executed, its
 //! tasks have the other: when it is closed everywhere the step is over. A message is one letter, [`JOIN`], [`FINISH`] or [`OVER`], and a socket for the
-//! answer, which is one byte, with the text and the descriptors that it names.
+//! answer, which is one byte, with the text and the descriptors that it names. Another pair is there for what tasks say of their GPUs ([`crate::gpus`]).
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -28,6 +28,8 @@ pub(crate) const JOIN: u8 = b'j';
 pub(crate) const FINISH: u8 = b'f';
 /// slurmstepd says that the step is over. Where its socket is closed without this, it was killed.
 pub(crate) const OVER: u8 = b'e';
+/// A task says which GPUs it has, and the word is given with those of all tasks.
+pub(crate) const GPUS: u8 = b'g';
 /// Done.
 pub(crate) const YES: u8 = b'+';
 /// Not done.

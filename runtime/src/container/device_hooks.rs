@@ -1,10 +1,15 @@
 //! Hooks that come with devices, run as the OCI runtime specification says ("POSIX-platform Hooks"), as far as they were not done natively.
 //!
-//! They run where the [hooks](super::hooks) of the administrator run, just before them: in the container's namespaces with every capability there and
-//! no other, on the host's files, with the root mounted at a path. As the specification wants, a hook gets the state of the container on its standard
-//! input, and a bundle whose `config.json` says where the root is; and its own variables and no others. A hook that takes longer than its
-//! description allows is killed, and one that fails stops the start.
+//! - `prestart`, `createRuntime`, `createContainer` run where the [hooks](super::hooks) of the administrator run, just before them: in the container's namespaces with
+//!   every capability there and no other, on the host's files, with the root mounted at a path;
+//! - `startContainer` is a program of the container, run in it with the rights of the container's program, just before that;
+//! - `poststart` and `poststop` are run by a [`companion`](super::companion).
+//!
+//! As the specification wants, a hook gets the state of the container on its standard input, and a bundle whose `config.json` says where the root is; and its own
+//! variables and no others. A hook that takes longer than its description allows is killed, and one that fails stops the start. In the
+//! container there is no bundle: its path is that of the root.
 
+use std::fmt;
 use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -34,7 +39,8 @@ struct State<'a> {
     oci_version: &'static str,
     id: String,
     status: &'static str,
-    pid: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<i32>,
     bundle: &'a str,
 }
 
@@ -65,57 +71,133 @@ struct User {
     gid: u32,
 }
 
-/// Runs hooks one after the other. `bundle` is a directory for them, and `root` the container's root.
+/// What has become of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// It is being made.
+    Creating,
+    /// It is there, and its program is not executed yet.
+    Created,
+    /// Its program has been executed.
+    Running,
+    /// Its program has ended.
+    Stopped,
+}
+
+impl Moment {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// Runs hooks while the container is made by a process, by whose number it is called. `bundle` is a directory for them, and `root` the container's root.
 ///
 /// # Errors
 ///
 /// A hook that cannot be executed, fails, or takes too long. The start must stop then.
 pub(super) fn run(
     hooks: &[Hook],
+    starter: i32,
     bundle: &Path,
     root: &Path,
     environment: &Environment,
 ) -> Result<(), HookError> {
+    let mut hooks: Vec<&Hook> = hooks.iter().collect();
+    hooks.sort_by_key(|hook| hook.stage);
     if hooks.is_empty() {
         return Ok(());
     }
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    let (bundle_text, root_text) = (text(bundle), text(root));
+    write_config(bundle, root, environment)?;
+    let pid = rustix::process::getpid().as_raw_pid();
+    let state = state(starter, pid, Moment::Creating, bundle)?;
+    hooks
+        .into_iter()
+        .try_for_each(|hook| run_one(hook, bundle, &state))
+}
+
+/// Runs hooks in the container, in the process that becomes its program. `starter` as for [`run`].
+///
+/// # Errors
+///
+/// As [`run`].
+pub(crate) fn run_inside(hooks: &[Hook], starter: i32) -> Result<(), HookError> {
+    let root = Path::new("/");
+    let pid = rustix::process::getpid().as_raw_pid();
+    for hook in hooks {
+        run_one(hook, root, &state(starter, pid, Moment::Created, root)?)?;
+    }
+    Ok(())
+}
+
+/// Runs hooks on the host, for the container of a process.
+///
+/// # Errors
+///
+/// As [`run`].
+pub(super) fn run_beside(
+    hooks: &[Hook],
+    bundle: &Path,
+    root: &Path,
+    pid: i32,
+    moment: Moment,
+) -> Result<(), HookError> {
+    for hook in hooks {
+        write_config(bundle, root, &Environment::default())?;
+        run_one(hook, bundle, &state(pid, pid, moment, bundle)?)?;
+    }
+    Ok(())
+}
+
+fn failed(source: io::Error) -> HookError {
+    HookError::File {
+        name: CONFIG,
+        source,
+    }
+}
+
+/// The state of a container, for its hooks. A process has another number in a namespace of its own.
+fn state(starter: i32, pid: i32, moment: Moment, bundle: &Path) -> Result<Vec<u8>, HookError> {
+    let state = State {
+        oci_version: VERSION,
+        id: format!("cista-{starter}"),
+        status: moment.name(),
+        // There is none any more.
+        pid: Some(pid).filter(|_| moment != Moment::Stopped),
+        bundle: &bundle.to_string_lossy(),
+    };
+    serde_json::to_vec(&state).map_err(|error| failed(error.into()))
+}
+
+fn write_config(bundle: &Path, root: &Path, environment: &Environment) -> Result<(), HookError> {
+    let variables = environment.strings();
+    let variables = variables.iter().map(|it| it.to_string_lossy().into_owned());
     let config = Config {
         oci_version: VERSION,
-        root: Root { path: &root_text },
+        root: Root {
+            path: &root.to_string_lossy(),
+        },
         process: Process {
             cwd: "/",
-            env: environment
-                .strings()
-                .iter()
-                .map(|variable| variable.to_string_lossy().into_owned())
-                .collect(),
+            env: variables.collect(),
             user: User {
                 uid: rustix::process::getuid().as_raw(),
                 gid: rustix::process::getgid().as_raw(),
             },
         },
     };
-    let pid = rustix::process::getpid().as_raw_pid();
-    let state = State {
-        oci_version: VERSION,
-        id: format!("cista-{pid}"),
-        status: "creating",
-        pid,
-        bundle: &bundle_text,
-    };
-    let failed = |source| HookError::File {
-        name: CONFIG,
-        source,
-    };
     let config = serde_json::to_vec(&config).map_err(|error| failed(error.into()))?;
-    let state = serde_json::to_vec(&state).map_err(|error| failed(error.into()))?;
-    std::fs::write(bundle.join(CONFIG), config).map_err(failed)?;
-    for hook in hooks {
-        run_one(hook, bundle, &state)?;
-    }
-    Ok(())
+    std::fs::write(bundle.join(CONFIG), config).map_err(failed)
 }
 
 fn run_one(hook: &Hook, bundle: &Path, state: &[u8]) -> Result<(), HookError> {

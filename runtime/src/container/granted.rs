@@ -17,7 +17,7 @@ use super::rootfs::Rootfs;
 use super::start::{Root, Spec, StartError};
 use super::view::View;
 use crate::config::{Config, host_variable};
-use crate::devices::grant::Hook;
+use crate::devices::grant::{Hook, Numbering};
 use crate::devices::install::{self, Target};
 use crate::devices::place::Placed;
 use crate::devices::{self, DeviceError, Grant, Host, Question};
@@ -188,6 +188,11 @@ impl Granted {
                 environment.set(translation.name, &translation.to);
             }
         }
+    }
+
+    /// What the host's GPUs are called in the container, where that differs.
+    pub(super) fn into_numberings(self) -> Vec<Numbering> {
+        self.grant.numberings
     }
 
     /// The programs that have to be run for it.

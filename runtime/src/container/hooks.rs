@@ -121,6 +121,7 @@ pub struct Wishes {
 #[derive(Debug)]
 pub struct Prepared {
     working_directory: OwnedFd,
+    starter: i32,
 }
 
 /// Whether there is anything to run, besides what comes with devices.
@@ -130,7 +131,7 @@ pub fn are_there(spec: &Spec) -> bool {
 }
 
 impl Prepared {
-    /// Keeps the working directory.
+    /// Keeps the working directory, and the number of this process.
     ///
     /// # Errors
     ///
@@ -143,7 +144,10 @@ impl Prepared {
                     source: error.into(),
                 }
             })?;
-        Ok(Self { working_directory })
+        Ok(Self {
+            working_directory,
+            starter: rustix::process::getpid().as_raw_pid(),
+        })
     }
 
     /// Runs the hooks of devices, the others, and the script: the root is moved to where they find it, and nothing of ours hides the host any
@@ -173,6 +177,7 @@ impl Prepared {
         let keep = pass_capabilities_on().map_err(HookError::Capabilities)?;
         let wishes = device_hooks::run(
             of_devices,
+            self.starter,
             &stage.path,
             &stage.path.join(ROOTFS),
             environment,

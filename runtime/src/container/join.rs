@@ -182,6 +182,8 @@ pub struct Handles {
     pub root_inside: bool,
     /// Whether changes of owners are faked, since there is one user only.
     pub fakes_ownership: bool,
+    /// What the host's GPUs are called in it, as [`Numbering`](crate::devices::grant::Numbering) writes it; nothing where that is not known.
+    pub numberings: Vec<String>,
 }
 
 /// Takes what is needed to enter the container of a process later, even when the process is gone. Namespaces of process ids are left out:
@@ -210,6 +212,7 @@ pub fn handles(pid: u32) -> Result<Handles, JoinError> {
         environment: target.environment()?,
         root_inside: map.split_ascii_whitespace().next() == Some("0"),
         fakes_ownership: is_single_id(&map),
+        numberings: Vec::new(),
     };
     target.check_alive()?;
     Ok(handles)

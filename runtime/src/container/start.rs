@@ -14,6 +14,8 @@ use rustix::mount::{MountAttrFlags, UnmountFlags};
 
 use super::accounts;
 use super::additions::{self, Additions, AdditionsError};
+use super::companion::{Companion, NoCompanion};
+use super::device_hooks;
 use super::facts::Start;
 use super::fstab::Entry;
 use super::granted::{self, Granted};
@@ -33,6 +35,7 @@ use super::standard::{self, Standard};
 use super::view::View;
 use super::{home, loading, login, running, usual};
 use crate::config::Config;
+use crate::devices::grant::{Hook, Numbering};
 use crate::devices::install::{InstallError, Target};
 use crate::devices::{DeviceError, Request};
 use crate::observe::{self, Phase};
@@ -83,6 +86,10 @@ pub struct Ready {
     pub root_inside: bool,
     /// Whether changes of owners are faked, since there is one user only.
     pub fakes_ownership: bool,
+    /// What the host's GPUs are called in it, where that differs.
+    pub numberings: Vec<Numbering>,
+    /// Hooks of devices that are run in it before its program (`startContainer`).
+    pub(crate) hooks: Vec<Hook>,
 }
 
 /// What becomes the root file system.
@@ -144,6 +151,12 @@ pub enum StartError {
     /// A hook stopped the start.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// Hooks of devices that come later cannot be run.
+    #[error(transparent)]
+    NoCompanion(#[from] NoCompanion),
+    /// There is no process that runs hooks of devices later.
+    #[error("cannot start the process that runs the hooks of devices")]
+    Companion(#[source] io::Error),
     /// A mount of a file failed.
     #[error("{place}")]
     Entry {
@@ -188,21 +201,39 @@ pub fn start(
     tell: &dyn Fn(&str),
     warn: &dyn Fn(&str),
 ) -> Result<Infallible, StartError> {
+    let starter = rustix::process::getpid().as_raw_pid();
+    let mut companion = None;
+    let mut attend = |hooks| -> Result<(), StartError> {
+        let directory = config.runtime_path.clone();
+        companion = Some(Companion::start(hooks, directory).map_err(StartError::Companion)?);
+        Ok(())
+    };
     let Ready {
         mut plan,
         mount: _,
         root_inside,
         fakes_ownership,
-    } = prepare(spec, config, tell, warn)?;
+        numberings: _,
+        hooks,
+    } = prepare_attended(spec, config, tell, warn, &mut attend)?;
     sys::process::close_on_exec_but(&spec.files).map_err(StartError::CloseFiles)?;
     privileges::give_up(root_inside, fakes_ownership)?;
+    device_hooks::run_inside(&hooks, starter)?;
     if config.login_shell {
         plan.line = login::line(&plan.line, &plan.environment);
     }
-    Err(program::execute(&plan.line, &plan.environment, &plan.absent).into())
+    if let Some(companion) = &companion {
+        companion.tell_start();
+    }
+    let error = program::execute(&plan.line, &plan.environment, &plan.absent);
+    if let Some(companion) = &companion {
+        companion.tell_failure();
+    }
+    Err(error.into())
 }
 
-/// Makes a container and moves the calling process into it, up to the point at which it would become the program.
+/// Makes a container and moves the calling process into it, up to the point at which it would become the program. Hooks that need a
+/// [`companion`](super::companion) cannot be run for it.
 ///
 /// # Errors
 ///
@@ -212,6 +243,22 @@ pub fn prepare(
     config: &Config,
     tell: &dyn Fn(&str),
     warn: &dyn Fn(&str),
+) -> Result<Ready, StartError> {
+    prepare_attended(spec, config, tell, warn, &mut |hooks| {
+        let first = hooks.into_iter().next();
+        first.map_or(Ok(()), |Hook { path, stage, .. }| {
+            Err(NoCompanion { path, stage }.into())
+        })
+    })
+}
+
+/// As [`prepare`]; `attend` gets the hooks that need a companion, where there are some.
+fn prepare_attended(
+    spec: &Spec,
+    config: &Config,
+    tell: &dyn Fn(&str),
+    warn: &dyn Fn(&str),
+    attend: &mut dyn FnMut(Vec<Hook>) -> Result<(), StartError>,
 ) -> Result<Ready, StartError> {
     observe::begin(Phase::Mount);
     // Who we are, here and inside. The host's databases must be asked before the namespaces change.
@@ -266,7 +313,16 @@ pub fn prepare(
         }
     }
 
-    let device_hooks = granted.as_ref().map_or(&[][..], Granted::hooks).to_vec();
+    let all_device_hooks = granted.as_ref().map_or(&[][..], Granted::hooks);
+    let (device_hooks, later): (Vec<Hook>, Vec<Hook>) = all_device_hooks
+        .iter()
+        .cloned()
+        .partition(|hook| hook.stage.is_before());
+    let (beside, inside): (Vec<Hook>, Vec<Hook>) =
+        later.into_iter().partition(|hook| hook.stage.is_beside());
+    if !beside.is_empty() {
+        attend(beside)?;
+    }
     let hooks = match hooks::are_there(spec) || !device_hooks.is_empty() {
         true => Some(hooks::Prepared::take()?),
         false => None,
@@ -456,6 +512,8 @@ pub fn prepare(
         mount,
         root_inside: inner_uid == 0,
         fakes_ownership: matches!(map, IdMap::Single { .. }),
+        numberings: granted.map_or_else(Vec::new, Granted::into_numberings),
+        hooks: inside,
     })
 }
 

@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 
 use super::host::Host;
-use super::listed::{List, Listed};
+use super::listed::{Kind, Listed};
 use super::question::{Question, Variables};
 use super::{DeviceError, Grant, Vendor};
 
@@ -30,6 +30,14 @@ const VARIABLES: Variables = Variables {
     ],
 };
 
+/// What they are called.
+const KIND: Kind = Kind {
+    what: "AMD GPU",
+    maker: "AMD",
+    name: ("amd.com", "gpu"),
+    variables: &VARIABLES,
+};
+
 /// GPUs of AMD.
 #[derive(Debug)]
 pub struct Amd;
@@ -45,7 +53,7 @@ struct Gpu {
     address: String,
     /// The number of its render node.
     render: u32,
-    /// Its nodes.
+    /// Its nodes, the render node first.
     nodes: Vec<PathBuf>,
 }
 
@@ -59,16 +67,7 @@ impl Vendor for Amd {
     }
 
     fn inventory(&self, host: &Host) -> Result<Vec<String>, DeviceError> {
-        let gpus = gpus(host);
-        Ok(list(&gpus)
-            .into_iter()
-            .zip(&gpus)
-            .map(|(listed, gpu)| {
-                let uuid = gpu.uuid.as_ref();
-                let uuid = uuid.map_or_else(String::new, |uuid| format!(" UUID GPU-{uuid}"));
-                format!("AMD {}{uuid}: {}", listed.title, listed.node.display())
-            })
-            .collect())
+        Ok(KIND.inventory(&list(host)))
     }
 
     fn grant(
@@ -77,46 +76,38 @@ impl Vendor for Amd {
         question: &Question<'_>,
         grant: &mut Grant,
     ) -> Result<(), DeviceError> {
-        let gpus = gpus(host);
-        let devices = list(&gpus);
-        let list = List {
-            host,
-            what: "AMD GPU",
-            kind: ("amd.com", "gpu"),
-            variables: &VARIABLES,
-            devices: &devices,
-            has_neighbours: super::has_other_gpus(host, self.name()),
-        };
-        let chosen = list.choose(question, grant)?;
+        let devices = list(host);
+        let chosen = KIND.choose(self, host, &devices, question, grant)?;
         if let Some(first) = chosen.first() {
             grant.device(KFD, format!("for AMD GPUs, {}", first.why));
         }
-        for chosen in chosen {
-            let why = format!("{}, {}", devices[chosen.position].title, chosen.why);
-            for node in &gpus[chosen.position].nodes {
-                grant.device(node, why.as_str());
-            }
-        }
+        KIND.grant(host, &devices, &chosen, question, grant);
         Ok(())
+    }
+
+    fn variables(&self) -> Option<&'static Variables> {
+        Some(&VARIABLES)
     }
 }
 
-fn list(gpus: &[Gpu]) -> Vec<Listed> {
-    gpus.iter()
-        .enumerate()
-        .map(|(number, gpu)| {
-            let mut names = vec![gpu.address.clone(), format!("renderD{}", gpu.render)];
-            if let Some(uuid) = &gpu.uuid {
-                names.extend([uuid.clone(), format!("GPU-{uuid}"), format!("0x{uuid}")]);
-            }
-            Listed {
-                number,
-                title: format!("GPU {number} ({}, {})", gpu.architecture, gpu.address),
-                names,
-                node: render_node(gpu.render),
-            }
-        })
-        .collect()
+/// The GPUs of a machine, as a list.
+fn list(host: &Host) -> Vec<Listed> {
+    let gpus = gpus(host).into_iter().enumerate();
+    gpus.map(|(number, gpu)| {
+        let mut names = vec![gpu.address.clone(), format!("renderD{}", gpu.render)];
+        if let Some(uuid) = &gpu.uuid {
+            names.extend([uuid.clone(), format!("GPU-{uuid}"), format!("0x{uuid}")]);
+        }
+        Listed {
+            number,
+            title: format!("GPU {number} ({}, {})", gpu.architecture, gpu.address),
+            names,
+            uuid: gpu.uuid.map(|uuid| format!("GPU-{uuid}")),
+            nodes: gpu.nodes,
+            links: Vec::new(),
+        }
+    })
+    .collect()
 }
 
 fn render_node(number: u32) -> PathBuf {
@@ -177,7 +168,7 @@ fn gpu(host: &Host, properties: &Properties<'_>) -> Option<Gpu> {
             place & 7
         ),
         render,
-        nodes: nodes.into_iter().filter(|node| host.exists(node)).collect(),
+        nodes,
     })
 }
 

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use super::host::Host;
-use super::listed::{List, Listed};
+use super::listed::{Kind, Listed};
 use super::question::{Choice, Question, Variables};
 use super::{DeviceError, Grant, Vendor};
 
@@ -28,6 +28,14 @@ const VARIABLES: Variables = Variables {
 
 /// The variable that chooses by place on the board.
 const MODULES: &str = "HABANA_VISIBLE_MODULES";
+
+/// What they are called.
+const KIND: Kind = Kind {
+    what: "Gaudi accelerator",
+    maker: "Gaudi",
+    name: ("intel.com", "gaudi"),
+    variables: &VARIABLES,
+};
 
 /// Gaudi accelerators.
 #[derive(Debug)]
@@ -57,10 +65,7 @@ impl Vendor for Gaudi {
     }
 
     fn inventory(&self, host: &Host) -> Result<Vec<String>, DeviceError> {
-        let lines = list(&accelerators(host))
-            .into_iter()
-            .map(|listed| format!("Gaudi {}: {}", listed.title, listed.node.display()));
-        Ok(lines.collect())
+        Ok(KIND.inventory(&list(host, &accelerators(host))))
     }
 
     fn grant(
@@ -70,16 +75,8 @@ impl Vendor for Gaudi {
         grant: &mut Grant,
     ) -> Result<(), DeviceError> {
         let found = accelerators(host);
-        let devices = list(&found);
-        let list = List {
-            host,
-            what: "Gaudi accelerator",
-            kind: ("intel.com", "gaudi"),
-            variables: &VARIABLES,
-            devices: &devices,
-            has_neighbours: super::has_other_gpus(host, self.name()),
-        };
-        let mut chosen = list.choose(question, grant)?;
+        let devices = list(host, &found);
+        let mut chosen = KIND.choose(self, host, &devices, question, grant)?;
         if let Some(modules) = question.variable(MODULES) {
             let choice = Choice::parse(&modules).map_err(|_| DeviceError::Option {
                 option: MODULES.to_owned(),
@@ -99,40 +96,35 @@ impl Vendor for Gaudi {
                 is_chosen
             });
         }
-        for chosen in chosen {
-            let accelerator = &found[chosen.position];
-            let why = format!("{}, {}", devices[chosen.position].title, chosen.why);
-            for node in accelerator.nodes.iter().filter(|node| host.exists(node)) {
-                grant.device(node, why.as_str());
-            }
-            for node in verbs(host, accelerator) {
-                grant.device(node, why.as_str());
-            }
-        }
+        KIND.grant(host, &devices, &chosen, question, grant);
         Ok(())
+    }
+
+    fn variables(&self) -> Option<&'static Variables> {
+        Some(&VARIABLES)
     }
 }
 
-fn list(accelerators: &[Accelerator]) -> Vec<Listed> {
+/// The accelerators of a machine, as a list.
+fn list(host: &Host, accelerators: &[Accelerator]) -> Vec<Listed> {
     accelerators
         .iter()
-        .map(|accelerator| Listed {
-            number: accelerator.number as usize,
-            title: match &accelerator.module {
-                Some(module) => format!(
-                    "accelerator {} (module {module}, {})",
-                    accelerator.number, accelerator.address
-                ),
-                None => format!(
-                    "accelerator {} ({})",
-                    accelerator.number, accelerator.address
-                ),
-            },
-            names: vec![
-                accelerator.address.clone(),
-                format!("accel{}", accelerator.number),
-            ],
-            node: accelerator.nodes[0].clone(),
+        .map(|accelerator| {
+            let number = accelerator.number;
+            let address = &accelerator.address;
+            let mut nodes = accelerator.nodes.to_vec();
+            nodes.extend(verbs(host, accelerator));
+            Listed {
+                number: number as usize,
+                title: match &accelerator.module {
+                    Some(module) => format!("accelerator {number} (module {module}, {address})"),
+                    None => format!("accelerator {number} ({address})"),
+                },
+                names: vec![address.clone(), format!("accel{number}")],
+                uuid: None,
+                nodes,
+                links: Vec::new(),
+            }
         })
         .collect()
 }
@@ -179,6 +171,5 @@ fn verbs(host: &Host, accelerator: &Accelerator) -> Vec<PathBuf> {
     host.numbered(accelerator.device.join("infiniband_verbs"), "uverbs")
         .into_iter()
         .map(|(_, name)| Path::new("/dev/infiniband").join(name))
-        .filter(|node| host.exists(node))
         .collect()
 }

@@ -15,6 +15,8 @@ pub struct Grant {
     pub edits: Edits,
     /// What was granted or not, in order, for `--explain-devices`.
     pub decisions: Vec<Decision>,
+    /// What numbers of the host's GPUs are in the container, where they differ.
+    pub numberings: Vec<Numbering>,
     /// Variables of the job that mean something else in the container.
     pub translations: Vec<Translation>,
     /// What everybody should know about it.
@@ -98,6 +100,53 @@ pub struct Translation {
     pub from: String,
     /// Its value in the container.
     pub to: String,
+}
+
+/// The numbers of a vendor's GPUs: libraries number those that are there from 0, which in a container are some of the host's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Numbering {
+    /// The variables by which libraries are told which GPUs to use.
+    pub variables: &'static [&'static str],
+    /// The number on the host, and the number in the container.
+    pub numbers: Vec<(usize, usize)>,
+    /// Whether the control group allows every GPU that there is.
+    pub is_open: bool,
+}
+
+impl fmt::Display for Numbering {
+    /// As the plugin of Slurm reads it: `CUDA_VISIBLE_DEVICES,GPU_DEVICE_ORDINAL open 4=0,6=1`.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.is_open { "open" } else { "closed" };
+        let numbers = self.numbers.iter();
+        let numbers: Vec<String> = numbers
+            .map(|(host, inside)| format!("{host}={inside}"))
+            .collect();
+        let (variables, numbers) = (self.variables.join(","), numbers.join(","));
+        write!(formatter, "{variables} {state} {numbers}")
+    }
+}
+
+impl Numbering {
+    /// What a variable's value with the host's numbers is in the container. None where that is the same, or where the container does not have all of them.
+    #[must_use]
+    pub fn translate(&self, value: &str) -> Option<String> {
+        let translated: Option<Vec<String>> = value
+            .split(',')
+            .map(|word| {
+                // Of `1.0`, a part of a GPU, the GPU.
+                let (number, part) = match word.trim().split_once('.') {
+                    Some((number, part)) => (number, format!(".{part}")),
+                    None => (word.trim(), String::new()),
+                };
+                let number: usize = number.parse().ok()?;
+                let known = self.numbers.iter().find(|(host, _)| *host == number)?;
+                Some(format!("{}{part}", known.1))
+            })
+            .collect();
+        translated
+            .map(|words| words.join(","))
+            .filter(|translated| translated != value)
+    }
 }
 
 /// What changes in a container.
@@ -225,12 +274,67 @@ pub struct GeneratedFile {
     pub content: Vec<u8>,
 }
 
-/// A program of the host, as in the OCI runtime specification.
+/// When a hook runs (OCI runtime specification, "POSIX-platform Hooks"), in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// After the namespaces exist and before the root is switched; the older name of the next.
+    Prestart,
+    /// The same.
+    CreateRuntime,
+    /// The same, in the container's mount namespace.
+    CreateContainer,
+    /// In the container, a program of it, before the container's own.
+    StartContainer,
+    /// On the host, after the container's program has been executed.
+    Poststart,
+    /// On the host, after the container's program has ended.
+    Poststop,
+}
+
+impl Stage {
+    /// All of them, by their names.
+    const NAMES: [(&'static str, Self); 6] = [
+        ("prestart", Self::Prestart),
+        ("createRuntime", Self::CreateRuntime),
+        ("createContainer", Self::CreateContainer),
+        ("startContainer", Self::StartContainer),
+        ("poststart", Self::Poststart),
+        ("poststop", Self::Poststop),
+    ];
+
+    /// The stage of a name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        let known = Self::NAMES.iter().find(|(known, _)| *known == name);
+        known.map(|(_, stage)| *stage)
+    }
+
+    /// Whether it is run while the container is made, on the host's files.
+    #[must_use]
+    pub fn is_before(self) -> bool {
+        self < Self::StartContainer
+    }
+
+    /// Whether it is run when the container's program is, so that something has to stay beside it.
+    #[must_use]
+    pub fn is_beside(self) -> bool {
+        self > Self::StartContainer
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known = Self::NAMES.iter().find(|(_, stage)| stage == self);
+        formatter.write_str(known.map_or("", |(name, _)| name))
+    }
+}
+
+/// A program that a device wants to be run, as in the OCI runtime specification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hook {
-    /// When it runs: `createRuntime`, `createContainer`, `startContainer`, …
-    pub stage: String,
-    /// The program.
+    /// When it runs.
+    pub stage: Stage,
+    /// The program: of the host, or with `startContainer` of the container.
     pub path: PathBuf,
     /// Its arguments, the first one being its name.
     pub arguments: Vec<OsString>,
@@ -238,4 +342,28 @@ pub struct Hook {
     pub environment: Vec<OsString>,
     /// Seconds that it may run.
     pub timeout: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_of_hooks() {
+        for (name, is_before, is_beside) in [
+            ("prestart", true, false),
+            ("createContainer", true, false),
+            ("startContainer", false, false),
+            ("poststop", false, true),
+        ] {
+            let stage = Stage::parse(name).unwrap();
+            assert_eq!(
+                (stage.is_before(), stage.is_beside()),
+                (is_before, is_beside),
+                "{name}"
+            );
+            assert_eq!(stage.to_string(), name);
+        }
+        assert_eq!(Stage::parse("Poststop"), None);
+    }
 }

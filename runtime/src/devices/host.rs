@@ -26,7 +26,12 @@ const MAX_NAMES: usize = 65_536;
 #[derive(Debug)]
 pub struct Host {
     root: Option<PathBuf>,
+    /// The root as the kernel names it.
+    real_root: Option<PathBuf>,
     tree: Rootfs,
+    /// Devices that a control group keeps back, which no file can stand for.
+    #[cfg(test)]
+    pub(super) kept_back: Vec<PathBuf>,
 }
 
 /// A device node.
@@ -67,9 +72,13 @@ impl Host {
                 path: path.to_owned(),
                 source: error.into(),
             })?;
+        let real_root = root.map(|root| root.canonicalize().unwrap_or_else(|_| root.to_owned()));
         Ok(Self {
             root: root.map(Path::to_owned),
+            real_root,
             tree: Rootfs::new(tree),
+            #[cfg(test)]
+            kept_back: Vec::new(),
         })
     }
 
@@ -189,10 +198,9 @@ impl Host {
         let file = self.source(path)?;
         let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
         let real = std::fs::read_link(link)?;
-        match &self.root {
+        match &self.real_root {
             None => Ok(real),
             Some(root) => {
-                let root = root.canonicalize()?;
                 let below = real.strip_prefix(root).map_err(io::Error::other)?;
                 Ok(Path::new("/").join(below))
             }
@@ -260,6 +268,10 @@ impl Host {
     }
 
     fn access(&self, path: &Path, access: Access) -> Permission {
+        #[cfg(test)]
+        if self.kept_back.iter().any(|kept_back| kept_back == path) {
+            return Permission::NotOfThisJob;
+        }
         let Ok(file) = self.source(path) else {
             return Permission::Forbidden;
         };

@@ -4,16 +4,19 @@
 //! They are numbered in the order of their places on the bus, as Level Zero does with `ZE_ENABLE_PCI_ID_DEVICE_ORDER=1`. A number with a part,
 //! as in `ZE_AFFINITY_MASK=0.1`, means the GPU: a tile has no device of its own. Libraries are the image's.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::grant::Symlink;
 use super::host::Host;
-use super::listed::{List, Listed};
+use super::listed::{Kind, Listed};
 use super::question::{Question, Variables};
 use super::{DeviceError, Grant, Vendor};
 
 /// Drivers whose devices are GPUs.
 const DRIVERS: [&str; 2] = ["i915", "xe"];
+
+/// Where nodes of graphics devices are, of whatever vendor.
+const NODES: &str = "/dev/dri";
 
 /// All graphics devices.
 const CLASS: &str = "/sys/class/drm";
@@ -24,7 +27,15 @@ const BY_PATH: &str = "/dev/dri/by-path";
 /// The variables that choose GPUs.
 const VARIABLES: Variables = Variables {
     image: "INTEL_VISIBLE_DEVICES",
-    library: &["ZE_AFFINITY_MASK"],
+    library: &["ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL"],
+};
+
+/// What they are called.
+const KIND: Kind = Kind {
+    what: "Intel GPU",
+    maker: "Intel",
+    name: ("intel.com", "gpu"),
+    variables: &VARIABLES,
 };
 
 /// GPUs of Intel.
@@ -43,29 +54,18 @@ struct Gpu {
     render: Option<String>,
 }
 
-impl Gpu {
-    fn nodes(&self) -> impl Iterator<Item = PathBuf> {
-        let names = self.render.iter().chain([&self.card]);
-        names.map(|name| Path::new("/dev/dri").join(name))
-    }
-}
-
 impl Vendor for Intel {
     fn name(&self) -> &'static str {
         "intel"
     }
 
     fn is_there(&self, host: &Host) -> bool {
-        DRIVERS
-            .iter()
-            .any(|driver| host.exists(format!("/sys/bus/pci/drivers/{driver}")))
+        let has_driver = |driver: &&str| host.exists(format!("/sys/bus/pci/drivers/{driver}"));
+        host.exists(NODES) && DRIVERS.iter().any(|driver| has_driver(&driver))
     }
 
     fn inventory(&self, host: &Host) -> Result<Vec<String>, DeviceError> {
-        let lines = list(&gpus(host))
-            .into_iter()
-            .map(|listed| format!("Intel {}: {}", listed.title, listed.node.display()));
-        Ok(lines.collect())
+        Ok(KIND.inventory(&list(host)))
     }
 
     fn grant(
@@ -74,51 +74,44 @@ impl Vendor for Intel {
         question: &Question<'_>,
         grant: &mut Grant,
     ) -> Result<(), DeviceError> {
-        let gpus = gpus(host);
-        let devices = list(&gpus);
-        let list = List {
-            host,
-            what: "Intel GPU",
-            kind: ("intel.com", "gpu"),
-            variables: &VARIABLES,
-            devices: &devices,
-            has_neighbours: super::has_other_gpus(host, self.name()),
-        };
-        for chosen in list.choose(question, grant)? {
-            let gpu = &gpus[chosen.position];
-            let title = &devices[chosen.position].title;
-            for node in gpu.nodes().filter(|node| host.exists(node)) {
-                grant.device(&node, format!("{title}, {}", chosen.why));
-            }
-            for (name, end) in [(Some(&gpu.card), "card"), (gpu.render.as_ref(), "render")] {
-                let link = Path::new(BY_PATH).join(format!("pci-{}-{end}", gpu.address));
-                if let Some(name) = name.filter(|_| host.exists(&link)) {
-                    grant.edits.symlinks.push(Symlink {
-                        path: link,
-                        target: Path::new("..").join(name),
-                    });
-                }
-            }
-        }
+        let devices = list(host);
+        let chosen = KIND.choose(self, host, &devices, question, grant)?;
+        KIND.grant(host, &devices, &chosen, question, grant);
         Ok(())
+    }
+
+    fn variables(&self) -> Option<&'static Variables> {
+        Some(&VARIABLES)
     }
 }
 
-fn list(gpus: &[Gpu]) -> Vec<Listed> {
-    gpus.iter()
-        .enumerate()
-        .map(|(number, gpu)| {
-            let mut names = vec![gpu.address.clone(), gpu.card.clone()];
-            names.extend(gpu.render.clone());
-            let node = gpu.render.as_ref().unwrap_or(&gpu.card);
-            Listed {
-                number,
-                title: format!("GPU {number} ({}, {})", gpu.driver, gpu.address),
-                names,
-                node: Path::new("/dev/dri").join(node),
-            }
-        })
-        .collect()
+/// The GPUs of a machine, as a list.
+fn list(host: &Host) -> Vec<Listed> {
+    let gpus = gpus(host).into_iter().enumerate();
+    gpus.map(|(number, gpu)| {
+        let link = |end: &str, name: &String| Symlink {
+            path: Path::new(BY_PATH).join(format!("pci-{}-{end}", gpu.address)),
+            target: Path::new("..").join(name),
+        };
+        let links = [("card", Some(&gpu.card)), ("render", gpu.render.as_ref())];
+        let names = gpu.render.iter().chain([&gpu.card]);
+        Listed {
+            number,
+            title: format!("GPU {number} ({}, {})", gpu.driver, gpu.address),
+            names: [&gpu.address]
+                .into_iter()
+                .chain(names.clone())
+                .cloned()
+                .collect(),
+            uuid: None,
+            nodes: names.map(|name| Path::new(NODES).join(name)).collect(),
+            links: links
+                .into_iter()
+                .filter_map(|(end, name)| Some(link(end, name?)))
+                .collect(),
+        }
+    })
+    .collect()
 }
 
 /// The GPUs of a machine, in the order of their places on the bus.

@@ -4,11 +4,12 @@
 //! had is an error, unless a GPU of another vendor may be meant by it; what falls out of `all`, or of what an image or a job asks for, is noted
 //! with the reason.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::grant::{Numbering, Symlink};
 use super::host::{Host, Permission};
 use super::question::{Choice, Question, Source, Variables, expand};
-use super::{DeviceError, Grant};
+use super::{DeviceError, Grant, Vendor, job};
 
 /// A device of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,25 +20,113 @@ pub(super) struct Listed {
     pub title: String,
     /// What it may be called besides its number.
     pub names: Vec<String>,
-    /// The node that says whether a process may use it.
-    pub node: PathBuf,
+    /// What identifies it on every machine, where the driver tells that.
+    pub uuid: Option<String>,
+    /// Its nodes. The first says whether a process may use it; others are granted where they are there.
+    pub nodes: Vec<PathBuf>,
+    /// Links by which programs find its nodes.
+    pub links: Vec<Symlink>,
 }
 
-/// A list of devices.
+impl Listed {
+    /// The node that says whether a process may use it.
+    fn node(&self) -> &Path {
+        self.nodes.first().map_or(Path::new("/"), PathBuf::as_path)
+    }
+}
+
+/// What a vendor's list is called.
 #[derive(Clone, Copy)]
-pub(super) struct List<'a> {
-    /// The host.
-    pub host: &'a Host,
+pub(super) struct Kind {
     /// What one of them is called in errors: `AMD GPU`.
     pub what: &'static str,
+    /// Whose they are, in the line of one: `AMD`.
+    pub maker: &'static str,
     /// Their kind, as in `--device amd.com/gpu=0`.
-    pub kind: (&'static str, &'static str),
+    pub name: (&'static str, &'static str),
     /// The variables that choose among them.
-    pub variables: &'a Variables,
+    pub variables: &'static Variables,
+}
+
+impl Kind {
+    /// A line for each of them.
+    pub(super) fn inventory(&self, devices: &[Listed]) -> Vec<String> {
+        let line = |device: &Listed| {
+            let uuid = device.uuid.as_ref();
+            let uuid = uuid.map_or_else(String::new, |uuid| format!(" UUID {uuid}"));
+            let node = device.node().display();
+            format!("{} {}{uuid}: {node}", self.maker, device.title)
+        };
+        devices.iter().map(line).collect()
+    }
+
+    /// The devices that a container gets, in the order of the list. Those that it does not get are noted in `grant`, and so are the names of
+    /// the command line that are answered.
+    ///
+    /// # Errors
+    ///
+    /// What was asked for by name cannot be had.
+    pub(super) fn choose(
+        &self,
+        vendor: &dyn Vendor,
+        host: &Host,
+        devices: &[Listed],
+        question: &Question<'_>,
+        grant: &mut Grant,
+    ) -> Result<Vec<Chosen>, DeviceError> {
+        List {
+            host,
+            kind: *self,
+            of_job: job::gpus(host, question, vendor)?,
+            has_neighbours: super::has_other_gpus(host, vendor.name()),
+            devices,
+        }
+        .choose(question, grant)
+    }
+
+    /// Grants the nodes and links of devices that are chosen, and notes their numbers in the container.
+    pub(super) fn grant(
+        &self,
+        host: &Host,
+        devices: &[Listed],
+        chosen: &[Chosen],
+        question: &Question<'_>,
+        grant: &mut Grant,
+    ) {
+        grant.gpus += chosen.len();
+        let mut numbers = Vec::new();
+        for (inside, chosen) in chosen.iter().enumerate() {
+            let device = &devices[chosen.position];
+            numbers.push((device.number, inside));
+            let why = format!("{}, {}", device.title, chosen.why);
+            for node in device.nodes.iter().filter(|node| host.exists(node)) {
+                grant.device(node, why.as_str());
+            }
+            let links = device.links.iter().filter(|link| host.exists(&link.path));
+            grant.edits.symlinks.extend(links.cloned());
+        }
+        let is_counted = question.is_job() && !self.variables.library.is_empty();
+        if is_counted && numbers.iter().any(|(host, inside)| host != inside) {
+            let is_closed =
+                |device: &Listed| host.permission(device.node()) == Permission::NotOfThisJob;
+            grant.numberings.push(Numbering {
+                variables: self.variables.library,
+                numbers,
+                is_open: !devices.iter().any(is_closed),
+            });
+        }
+    }
+}
+
+/// A list of devices on a host, for a job.
+struct List<'a> {
+    host: &'a Host,
+    kind: Kind,
+    of_job: Option<(Source, Choice)>,
     /// The devices, in the order of their numbers.
-    pub devices: &'a [Listed],
+    devices: &'a [Listed],
     /// Whether `--gpus` may mean others, because there are GPUs of another vendor.
-    pub has_neighbours: bool,
+    has_neighbours: bool,
 }
 
 /// A device that is granted: its position, and why.
@@ -50,13 +139,7 @@ pub(super) struct Chosen {
 }
 
 impl List<'_> {
-    /// The devices that a container gets, in the order of the list. Those that it does not get are noted in `grant`, and so are the names of
-    /// the command line that are answered.
-    ///
-    /// # Errors
-    ///
-    /// What was asked for by name cannot be had.
-    pub(super) fn choose(
+    fn choose(
         &self,
         question: &Question<'_>,
         grant: &mut Grant,
@@ -72,7 +155,7 @@ impl List<'_> {
                 Some((source, positions)) if !positions.contains(&position) => {
                     Some(format!("not of this job: see {source}"))
                 }
-                _ => match self.host.permission(&device.node) {
+                _ => match self.host.permission(device.node()) {
                     Permission::Granted => None,
                     // What Slurm gives to a step may be more than one task of it may open; each task's control group sees to that.
                     Permission::NotOfThisJob if matches!(&limit, Some((Source::Step(_), _))) => {
@@ -80,10 +163,10 @@ impl List<'_> {
                     }
                     Permission::NotOfThisJob => Some(format!(
                         "the control group of the job does not have `{}`",
-                        device.node.display()
+                        device.node().display()
                     )),
                     Permission::Forbidden => {
-                        Some(format!("you may not open `{}`", device.node.display()))
+                        Some(format!("you may not open `{}`", device.node().display()))
                     }
                 },
             };
@@ -94,7 +177,7 @@ impl List<'_> {
                 }),
                 Some(why) if wish.is_named => {
                     return Err(DeviceError::Denied {
-                        what: self.what,
+                        what: self.kind.what,
                         name: device.title.clone(),
                         why,
                     });
@@ -102,7 +185,6 @@ impl List<'_> {
                 Some(why) => grant.no(&device.title, why),
             }
         }
-        grant.gpus += granted.len();
         Ok(granted)
     }
 
@@ -117,7 +199,7 @@ impl List<'_> {
         let mut is_answered = false;
         for name in &question.request.devices {
             let text = name.to_string();
-            if (name.vendor.as_str(), name.class.as_str()) != self.kind {
+            if (name.vendor.as_str(), name.class.as_str()) != self.kind.name {
                 continue;
             }
             is_answered = true;
@@ -137,7 +219,7 @@ impl List<'_> {
             }));
             grant.names.push(text);
         }
-        let selection = question.selection(self.variables)?;
+        let selection = question.selection(self.kind.variables, self.of_job.clone())?;
         let limit = selection
             .limit
             .map(|(source, choice)| (self.positions(&choice, &source), source))
@@ -180,7 +262,7 @@ impl List<'_> {
                 return Err(self.not_found(name));
             } else {
                 grant.no(
-                    format!("{} {name}", self.what),
+                    format!("{} {name}", self.kind.what),
                     format!("asked for by {why}, and not there"),
                 );
             }
@@ -203,9 +285,16 @@ impl List<'_> {
     /// Where the device of a number stands. A library counts from 0 what the control group lets it see.
     fn position(&self, number: usize, source: &Source) -> Option<usize> {
         if !matches!(source, Source::Library(_)) {
-            return self.devices.iter().position(|it| it.number == number);
+            let by_number = self.devices.iter().position(|it| it.number == number);
+            // Releases of Slurm before 21.08 have the number of the render node.
+            let render = format!("renderD{number}");
+            let is_render = |it: &Listed| it.names.contains(&render);
+            return by_number.or_else(|| match source {
+                Source::Step(_) => self.devices.iter().position(is_render),
+                _ => None,
+            });
         }
-        let is_seen = |it: &Listed| self.host.permission(&it.node) != Permission::NotOfThisJob;
+        let is_seen = |it: &Listed| self.host.permission(it.node()) != Permission::NotOfThisJob;
         let devices = self.devices.iter().enumerate();
         let mut seen = devices.filter(|(_, device)| is_seen(device));
         seen.nth(number).map(|(position, _)| position)
@@ -215,6 +304,19 @@ impl List<'_> {
     fn find(&self, name: &str, source: &Source) -> Vec<usize> {
         if name == "all" {
             return all(self.devices);
+        }
+        if matches!(source, Source::Step(_))
+            && let Some(numbers) = job::device_numbers(name)
+        {
+            let is_meant = |it: &Listed| {
+                let node = self.host.node(it.node());
+                node.and_then(|node| node.numbers) == Some(numbers)
+            };
+            let devices = self.devices.iter().enumerate();
+            return devices
+                .filter(|(_, device)| is_meant(device))
+                .map(|(position, _)| position)
+                .collect();
         }
         if let Some(numbers) = expand(name) {
             // Of `0.1`, which is a tile, the GPU.
@@ -242,7 +344,7 @@ impl List<'_> {
 
     fn not_found(&self, name: &str) -> DeviceError {
         DeviceError::NotFound {
-            what: self.what,
+            what: self.kind.what,
             name: name.to_owned(),
             known: self
                 .devices

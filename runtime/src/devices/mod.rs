@@ -9,7 +9,8 @@
 //!    run, neither of the host nor of the image.
 //!
 //! The vocabulary is that of the Container Device Interface (CDI 1.1): what a vendor adds is what a CDI specification could say as
-//! `containerEdits`. Where no vendor finds anything on the host, all this costs one system call for each of them.
+//! `containerEdits`. Where no vendor finds anything on the host, all this costs a dozen system calls, one for
+//! each of them, each directory of descriptions, and each family of fabrics that containers get unasked.
 
 pub mod amd;
 pub mod cdi;
@@ -20,6 +21,7 @@ pub mod grant;
 pub mod host;
 pub mod install;
 pub mod intel;
+mod job;
 mod libraries;
 pub mod linker_cache;
 mod listed;
@@ -33,14 +35,14 @@ use std::path::{Path, PathBuf};
 use cdi::registry::CdiError;
 pub use grant::{Decision, Edits, Grant};
 pub use host::Host;
-pub use question::{Question, Request, Selection};
+pub use question::{Question, Request, Selection, Variables};
 
 /// A kind of hardware, or another source of devices: one file each.
 pub trait Vendor: Sync {
     /// Its name, as in `nvidia.com/gpu`: `nvidia`.
     fn name(&self) -> &'static str;
 
-    /// Whether there is anything of it here. Every start asks, so this is one or two system calls.
+    /// Whether there is anything of it here. Every start asks, so this is one system call or two where there is nothing.
     fn is_there(&self, host: &Host) -> bool;
 
     /// What of its GPUs there is, one line each, for `cista check gpu`; also those that would not be granted.
@@ -49,6 +51,11 @@ pub trait Vendor: Sync {
     ///
     /// What is there cannot be understood.
     fn inventory(&self, host: &Host) -> Result<Vec<String>, DeviceError>;
+
+    /// The variables by which its GPUs are chosen; None for what is no vendor of GPUs or their like.
+    fn variables(&self) -> Option<&'static Variables> {
+        None
+    }
 
     /// Grants what the question asks for. It is asked only where [`Self::is_there`], or where the question [names](Question::names) it.
     ///
@@ -68,8 +75,8 @@ pub static VENDORS: &[&dyn Vendor] = &[
     &cdi::grant::Cdi,
     &nvidia::Nvidia,
     &amd::Amd,
-    &intel::Intel,
     &gaudi::Gaudi,
+    &intel::Intel,
     &described::Described,
 ];
 
@@ -141,14 +148,11 @@ impl From<CdiError> for DeviceError {
     }
 }
 
-/// Vendors of GPUs and their like, by which `--gpus` may be meant.
-const GPU_VENDORS: [&str; 4] = ["nvidia", "amd", "intel", "gaudi"];
-
 /// Whether there are GPUs of another vendor than this one.
 fn has_other_gpus(host: &Host, vendor: &str) -> bool {
     let others = VENDORS.iter().filter(|it| it.name() != vendor);
     others
-        .filter(|it| GPU_VENDORS.contains(&it.name()))
+        .filter(|it| it.variables().is_some())
         .any(|it| it.is_there(host))
 }
 
@@ -186,6 +190,7 @@ pub fn decide(host: &Host, question: &Question<'_>) -> Result<Option<Grant>, Dev
         }
     }
     question.require_answers(&grant)?;
+    job::translate(question, &mut grant);
     Ok((!grant.edits.is_empty() || question.request.explain.is_some()).then_some(grant))
 }
 

@@ -4,8 +4,7 @@
 //!
 //! 1. the option `--gpus`;
 //! 2. the vendor's variable where the user sets it for the container: `-e NVIDIA_VISIBLE_DEVICES=…`, or a file in `environ.d`;
-//! 3. in a job of Slurm, the GPUs of the step: `SLURM_STEP_GPUS`, `SLURM_JOB_GPUS`, or what Slurm set for the vendor's library
-//!    (`CUDA_VISIBLE_DEVICES`, `ROCR_VISIBLE_DEVICES`, `ZE_AFFINITY_MASK`);
+//! 3. in a job of Slurm, the GPUs of the step: see [`job`](super::job);
 //! 4. the vendor's variable as the image sets it.
 //!
 //! In a job the step's GPUs are also a limit: `all` means all of them, and naming another one is an error. What the job's control group does not
@@ -13,16 +12,12 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::path::Path;
 
 pub use super::cdi::name::QualifiedName;
 use super::{DeviceError, Grant};
 
 /// Most devices that a list may name; more is a mistake.
 const MAX_NAMES: usize = 4096;
-
-/// The variables by which Slurm names the GPUs of a step, by the numbers of their device files.
-const STEP_GPUS: [&str; 2] = ["SLURM_STEP_GPUS", "SLURM_JOB_GPUS"];
 
 /// What the command line asks for.
 #[derive(Clone, Debug, Default)]
@@ -111,7 +106,7 @@ pub enum Source {
     Option,
     /// The user, by a variable for the container.
     Variable(&'static str),
-    /// Slurm, by a variable that has the numbers of device files.
+    /// Slurm, by a variable that has places in the list of the node's GPUs.
     Step(&'static str),
     /// Slurm, by a variable that has numbers among the devices that this process may open, or UUIDs.
     Library(&'static str),
@@ -157,7 +152,7 @@ pub struct Selection {
 pub struct Variables {
     /// The one that images set.
     pub image: &'static str,
-    /// Those that Slurm sets for the vendor's library.
+    /// Those that Slurm sets for the vendor's library; the first is set for this vendor alone.
     pub library: &'static [&'static str],
 }
 
@@ -207,12 +202,16 @@ impl Question<'_> {
         devices.any(|device| vendor == "cdi" || device.vendor.strip_suffix(".com") == Some(vendor))
     }
 
-    /// What is chosen of a vendor's devices.
+    /// What is chosen of a vendor's devices, of which the job has those of `limit`.
     ///
     /// # Errors
     ///
     /// A variable that is not understood.
-    pub fn selection(&self, variables: &Variables) -> Result<Selection, DeviceError> {
+    pub fn selection(
+        &self,
+        variables: &Variables,
+        limit: Option<(Source, Choice)>,
+    ) -> Result<Selection, DeviceError> {
         let parse = |name: &str, text: &str| {
             Choice::parse(text).map_err(|_| DeviceError::Option {
                 option: name.to_owned(),
@@ -220,7 +219,6 @@ impl Question<'_> {
                 expected: "expected `all`, `none`, `void`, or a list",
             })
         };
-        let limit = self.step(variables)?;
         let select = |choice, source, limit| Selection {
             choice,
             source,
@@ -241,71 +239,6 @@ impl Question<'_> {
             Some(value) => Ok(select(parse(name, &value)?, Source::Image(name), None)),
             None => Ok(select(Choice::Nothing, Source::Nobody, None)),
         }
-    }
-
-    /// Whether a node that a description names is a GPU of the job, as far as its name tells: Slurm numbers those of NVIDIA as their nodes are.
-    ///
-    /// # Errors
-    ///
-    /// Why the job does not have it.
-    pub fn check_limit(&self, node: &Path) -> Result<(), String> {
-        let number = node
-            .to_str()
-            .and_then(|path| path.strip_prefix("/dev/nvidia"))
-            .filter(|number| number.parse::<u32>().is_ok());
-        let variables = Variables {
-            image: "NVIDIA_VISIBLE_DEVICES",
-            library: &[],
-        };
-        match (number, self.step(&variables)) {
-            (Some(number), Ok(Some((source, Choice::Names(names)))))
-                if !names.iter().any(|name| name == number) =>
-            {
-                Err(format!(
-                    "`{}` is not of this job: see {source}",
-                    node.display()
-                ))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The GPUs of the step, where Slurm says which.
-    fn step(&self, variables: &Variables) -> Result<Option<(Source, Choice)>, DeviceError> {
-        if !self.is_job() {
-            return Ok(None);
-        }
-        let library = variables
-            .library
-            .iter()
-            .find_map(|name| Some((*name, self.caller(name)?)));
-        // UUIDs say it best; numbers for a library may be relative to what the control group allows.
-        if let Some((name, value)) = &library {
-            if value == "NoDevFiles" {
-                return Ok(Some((Source::Library(name), Choice::Nothing)));
-            }
-            if value.starts_with(|first: char| first.is_ascii_alphabetic()) && value != "all" {
-                let names = value.split(',').map(str::trim).map(str::to_owned);
-                return Ok(Some((
-                    Source::Library(name),
-                    Choice::Names(names.collect()),
-                )));
-            }
-        }
-        let step = STEP_GPUS
-            .iter()
-            .find_map(|name| Some((*name, self.caller(name)?)));
-        let (source, name, value) = match (step, library) {
-            (Some((name, value)), _) => (Source::Step(name), name, value),
-            (None, Some((name, value))) => (Source::Library(name), name, value),
-            (None, None) => return Ok(None),
-        };
-        let names = expand(&value).ok_or_else(|| DeviceError::Option {
-            option: name.to_owned(),
-            value: value.clone(),
-            expected: "expected numbers and ranges, separated by commas",
-        })?;
-        Ok(Some((source, Choice::Names(names))))
     }
 
     /// Refuses GPUs and devices that an option names and nobody granted.
@@ -382,58 +315,44 @@ mod tests {
 
     #[test]
     fn who_decides() {
-        // Option, the user's variable, the image's, the job's; what is chosen, by whom.
+        // Option, the user's variable, the image's, the job's GPUs; what is chosen, by whom.
         type Case<'a> = (
             Option<&'a str>,
             Option<&'a str>,
             Option<&'a str>,
-            &'a [(&'a str, &'a str)],
+            Option<Choice>,
             Choice,
             Source,
         );
         let variable = "NVIDIA_VISIBLE_DEVICES";
-        let job = ("SLURM_JOB_ID", "1");
-        let step = ("SLURM_STEP_GPUS", "2-3");
-        let cuda = ("CUDA_VISIBLE_DEVICES", "0,1");
+        let step = Source::Step("SLURM_STEP_GPUS");
+        let (by_user, by_image) = (Source::Variable(variable), Source::Image(variable));
+        let job = || Some(names(&["2", "3"]));
         let cases: &[Case<'_>] = &[
-            (None, None, None, &[], Choice::Nothing, Source::Nobody),
-            (
-                None,
-                None,
-                Some("all"),
-                &[],
-                Choice::All,
-                Source::Image(variable),
-            ),
+            (None, None, None, None, Choice::Nothing, Source::Nobody),
+            (None, None, Some("all"), None, Choice::All, by_image.clone()),
             (
                 None,
                 None,
                 Some("void"),
-                &[],
+                None,
                 Choice::Nothing,
-                Source::Image(variable),
+                by_image.clone(),
             ),
-            (
-                None,
-                None,
-                Some("none"),
-                &[],
-                Choice::DriverOnly,
-                Source::Image(variable),
-            ),
+            (None, None, Some("none"), None, Choice::DriverOnly, by_image),
             (
                 None,
                 Some("none"),
                 Some("all"),
-                &[],
+                job(),
                 Choice::DriverOnly,
-                Source::Variable(variable),
+                by_user,
             ),
             (
                 Some("0,1"),
                 Some("2"),
                 Some("3"),
-                &[],
+                job(),
                 names(&["0", "1"]),
                 Source::Option,
             ),
@@ -441,7 +360,7 @@ mod tests {
                 Some("none"),
                 None,
                 Some("all"),
-                &[],
+                job(),
                 Choice::Nothing,
                 Source::Option,
             ),
@@ -449,53 +368,20 @@ mod tests {
                 None,
                 None,
                 Some("all"),
-                &[job, step, cuda],
+                job(),
                 names(&["2", "3"]),
-                Source::Step("SLURM_STEP_GPUS"),
-            ),
-            // Outside of a job they are somebody else's.
-            (
-                None,
-                None,
-                Some("all"),
-                &[step, cuda],
-                Choice::All,
-                Source::Image(variable),
-            ),
-            (
-                None,
-                None,
-                None,
-                &[job, cuda],
-                names(&["0", "1"]),
-                Source::Library("CUDA_VISIBLE_DEVICES"),
-            ),
-            (
-                None,
-                None,
-                None,
-                &[job, step, ("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b")],
-                names(&["MIG-a", "MIG-b"]),
-                Source::Library("CUDA_VISIBLE_DEVICES"),
+                step.clone(),
             ),
             (
                 None,
                 None,
                 Some("all"),
-                &[job, ("CUDA_VISIBLE_DEVICES", "NoDevFiles")],
+                Some(Choice::Nothing),
                 Choice::Nothing,
-                Source::Library("CUDA_VISIBLE_DEVICES"),
-            ),
-            (
-                None,
-                None,
-                Some("all"),
-                &[job],
-                Choice::All,
-                Source::Image(variable),
+                step.clone(),
             ),
         ];
-        for (option, user, image, caller, choice, source) in cases {
+        for (option, user, image, job, choice, source) in cases {
             let request = Request {
                 gpus: option.map(|text| Choice::parse_option(text).unwrap()),
                 ..Request::default()
@@ -504,23 +390,22 @@ mod tests {
                 let value = value.map(OsString::from);
                 move |name: &str| value.clone().filter(|_| name == variable)
             };
-            let caller_of = |name: &str| {
-                let found = caller.iter().find(|(known, _)| *known == name)?;
-                Some(OsString::from(found.1))
-            };
             let question = Question {
                 request: &request,
                 user: &one(*user),
                 image: &one(*image),
                 prefixed: &|_| Vec::new(),
-                caller: &caller_of,
+                caller: &|_| None,
             };
-            let found = question.selection(&NVIDIA).unwrap();
+            let limit = job.clone().map(|job| (step.clone(), job));
+            let found = question.selection(&NVIDIA, limit.clone()).unwrap();
             assert_eq!(
                 (&found.choice, &found.source),
                 (choice, source),
-                "{option:?} {user:?} {image:?} {caller:?}"
+                "{option:?} {user:?} {image:?} {job:?}"
             );
+            let is_limited = found.source == step || found.limit == limit;
+            assert!(is_limited, "{option:?} {user:?} {image:?} {job:?}");
         }
     }
 

@@ -51,6 +51,9 @@ impl Answer {
                 add("variable", assignment.as_bytes());
             }
         }
+        for numbering in &handles.numberings {
+            add("note-gpus", numbering.as_bytes());
+        }
         add("filter", filter(handles.fakes_ownership).as_bytes());
         if handles.root_inside {
             add("capabilities", b"keep");

@@ -17,9 +17,9 @@ use crate::config::Config;
 use crate::container::environment::Environment;
 use crate::container::fstab::{self, Entry};
 use crate::container::join::{self, Handles, JoinError};
-use crate::container::{self, Spec, StartError, handover};
+use crate::container::{self, Ready, Spec, StartError, device_hooks, handover, privileges};
 use crate::observe;
-use crate::sys;
+use crate::{sys, ui};
 
 /// Longest environment that is taken from the child, in bytes.
 const MAX_ENVIRONMENT: u64 = 64 << 20;
@@ -54,6 +54,12 @@ pub enum BuildError {
         /// The system's answer.
         source: io::Error,
     },
+    /// A hook of a device failed in the container, and has been told of.
+    #[error("a hook of a device failed in the container (status {status})")]
+    Hook {
+        /// Of the process that ran it.
+        status: i32,
+    },
     /// The entrypoint failed.
     #[error(transparent)]
     Entrypoint(#[from] EntrypointError),
@@ -85,8 +91,7 @@ pub fn build(
         let Some(theirs) = theirs.take() else {
             return 1;
         };
-        match make(construction).and_then(|(mount, environment)| tell(&theirs, mount, &environment))
-        {
+        match make(construction).and_then(|made| tell(&theirs, &made)) {
             Ok(()) => {
                 // Until the holder has taken what it needs.
                 channel::wait_until_closed(&theirs);
@@ -104,42 +109,53 @@ pub fn build(
     observe::forget();
     drop(theirs);
     let told = ours.as_ref().and_then(channel::receive);
-    let mut mount = String::new();
     let handles = match told {
         Some((_, files)) => {
-            let environment = files
+            let made = files
                 .into_iter()
                 .next()
                 .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
                 .and_then(read)
-                .map(|(method, environment)| {
-                    mount = method;
-                    environment
-                })
                 .map_err(BuildError::Talk);
             let handles = join::handles(child.pid()).map_err(BuildError::Take);
             Some(handles.and_then(|handles| {
-                Ok(Handles {
-                    environment: environment?,
+                let made = made?;
+                let handles = Handles {
+                    environment: made.environment,
+                    numberings: made.numberings,
                     ..handles
-                })
+                };
+                Ok((handles, made.mount))
             }))
         }
         None => None,
     };
     drop(ours);
     child.wait().map_err(BuildError::Process)?;
-    Ok(handles.transpose()?.map(|handles| (handles, mount)))
+    handles.transpose()
 }
 
-/// In the child: makes the container, goes into it, and gives the environment of its programs.
-fn make(construction: &Construction<'_>) -> Result<(&'static str, Environment), BuildError> {
+/// What the child tells of the container that it has made.
+struct Made {
+    /// How the image is mounted.
+    mount: String,
+    /// What the host's GPUs are called.
+    numberings: Vec<String>,
+    /// The environment of its programs.
+    environment: Environment,
+}
+
+/// In the child: makes the container, and goes into it.
+fn make(construction: &Construction<'_>) -> Result<Made, BuildError> {
     let ready = container::prepare(
         construction.spec,
         construction.config,
         construction.tell,
         construction.warn,
     )?;
+    if !ready.hooks.is_empty() {
+        run_hooks(&ready)?;
+    }
     let mut environment = ready.plan.environment.clone();
     for (name, value) in &ready.plan.login {
         environment.set_default(name, value);
@@ -153,15 +169,46 @@ fn make(construction: &Construction<'_>) -> Result<(&'static str, Environment), 
             source: error.into(),
         })?;
     }
-    Ok((ready.mount, environment))
+    Ok(Made {
+        mount: ready.mount.to_owned(),
+        numberings: ready.numberings.iter().map(ToString::to_string).collect(),
+        environment,
+    })
 }
 
-fn tell(socket: &OwnedFd, mount: &str, environment: &Environment) -> Result<(), BuildError> {
+/// Runs the hooks of devices that come before a program of the container, as such a program: in a process that has given up its privileges.
+fn run_hooks(ready: &Ready) -> Result<(), BuildError> {
+    let starter = rustix::process::getpid().as_raw_pid();
+    let child = sys::process::spawn_helper(|| {
+        let is_left = sys::process::close_on_exec_but(&[]).is_ok()
+            && privileges::give_up(ready.root_inside, ready.fakes_ownership).is_ok();
+        if !is_left {
+            return 125;
+        }
+        match device_hooks::run_inside(&ready.hooks, starter) {
+            Ok(()) => 0,
+            Err(error) => {
+                ui::message(format_args!("error: {}", ui::chain(&error)));
+                1
+            }
+        }
+    })
+    .map_err(BuildError::Process)?;
+    match child.wait().map_err(BuildError::Process)? {
+        0 => Ok(()),
+        status => Err(BuildError::Hook { status }),
+    }
+}
+
+/// Strings that end in NUL: how the image is mounted, the numberings, each on a line, and then the environment.
+fn tell(socket: &OwnedFd, made: &Made) -> Result<(), BuildError> {
     let write = || {
         let mut file = File::from(rustix::fs::memfd_create(c"cista", MemfdFlags::CLOEXEC)?);
-        file.write_all(mount.as_bytes())?;
+        file.write_all(made.mount.as_bytes())?;
         file.write_all(b"\0")?;
-        for string in environment.strings() {
+        file.write_all(made.numberings.join("\n").as_bytes())?;
+        file.write_all(b"\0")?;
+        for string in made.environment.strings() {
             file.write_all(string.as_bytes_with_nul())?;
         }
         file.rewind()?;
@@ -171,18 +218,23 @@ fn tell(socket: &OwnedFd, mount: &str, environment: &Environment) -> Result<(), 
     write().map_err(BuildError::Talk)
 }
 
-fn read(file: OwnedFd) -> io::Result<(String, Environment)> {
+fn read(file: OwnedFd) -> io::Result<Made> {
     let mut text = Vec::new();
     File::from(file)
         .take(MAX_ENVIRONMENT)
         .read_to_end(&mut text)?;
     let mut strings = text.split(|&byte| byte == 0);
-    let mount = strings.next().unwrap_or_default();
+    let mut text = || String::from_utf8_lossy(strings.next().unwrap_or_default()).into_owned();
+    let (mount, numberings) = (text(), text());
     let mut environment = Environment::default();
     for assignment in strings {
         environment.set_any(OsStr::from_bytes(assignment));
     }
-    Ok((String::from_utf8_lossy(mount).into_owned(), environment))
+    Ok(Made {
+        mount,
+        numberings: numberings.lines().map(str::to_owned).collect(),
+        environment,
+    })
 }
 
 /// A mount of a file of the node, such as a batch script or a terminal.

@@ -50,7 +50,7 @@ ReturnToService=2
     );
     for (node, port) in NODES.iter().zip(ports.iter().skip(1)) {
         let gres = match node.kind {
-            Kind::Gpus => format!(" Gres=gpu:{GPUS}"),
+            kind if kind.has_gpus() => format!(" Gres=gpu:{GPUS}"),
             _ => String::new(),
         };
         let _ = writeln!(
@@ -59,10 +59,15 @@ ReturnToService=2
             node.name
         );
     }
-    for (partition, extra, wanted) in [("main", " Default=YES", true), ("lacking", "", false)] {
+    for (partition, extra) in [("main", " Default=YES"), ("lacking", ""), ("open", "")] {
+        let of = |kind: Kind| match kind {
+            Kind::Plain | Kind::Gpus => "main",
+            Kind::WithoutProgram | Kind::WithoutUserNamespaces => "lacking",
+            Kind::OpenGpus => "open",
+        };
         let names: Vec<&str> = NODES
             .iter()
-            .filter(|node| matches!(node.kind, Kind::Plain | Kind::Gpus) == wanted)
+            .filter(|node| of(node.kind) == partition)
             .map(|node| node.name)
             .collect();
         let _ = writeln!(
@@ -76,6 +81,9 @@ ReturnToService=2
 
 /// `cgroup.conf`: a job sees the devices that it was granted, and no others of those that `gres.conf` names.
 pub(super) const CGROUP: &str = "CgroupPlugin=cgroup/v1\nConstrainDevices=yes\n";
+
+/// The same of a site that restricts no devices.
+pub(super) const OPEN_CGROUP: &str = "CgroupPlugin=cgroup/v1\nConstrainDevices=no\n";
 
 /// `plugstack.conf`, with further arguments for the plugin.
 pub(super) fn plugstack<A: AsRef<str>>(root: &Path, arguments: &[A]) -> String {
@@ -91,7 +99,7 @@ pub(super) fn plugstack<A: AsRef<str>>(root: &Path, arguments: &[A]) -> String {
 pub(super) fn gres() -> String {
     NODES
         .iter()
-        .filter(|node| node.kind == Kind::Gpus)
+        .filter(|node| node.kind.has_gpus())
         .map(|node| {
             format!(
                 "NodeName={} Name=gpu File=/dev/nvidia[0-{}]\n",

@@ -28,7 +28,7 @@ use crate::user::{UNPRIVILEGED, we_are_root};
 
 pub use config::GPUS;
 use daemon::{Daemon, WITH_US};
-use node::{NODES, Node};
+use node::{Kind, NODES, Node};
 
 /// How long the cluster may take until all its nodes are idle.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -101,7 +101,7 @@ impl Cluster {
         plugin: &Path,
     ) -> Result<Self, HarnessError> {
         for below in [
-            "etc", "munge", "log", "state", "empty", "chroot", "bin", "lib",
+            "etc", "etc-open", "munge", "log", "state", "empty", "chroot", "bin", "lib",
         ] {
             let path = root.join(below);
             std::fs::create_dir_all(&path).context("create", &path)?;
@@ -269,6 +269,14 @@ fn configure(root: &Path) -> Result<(), HarnessError> {
     )?;
     write("cgroup.conf", config::CGROUP)?;
     write("gres.conf", &config::gres())?;
+    // Nodes of another kind have another cgroup.conf beside the same files.
+    let open = root.join(Kind::OpenGpus.configuration());
+    for name in ["slurm.conf", "gres.conf"] {
+        let link = open.join(name);
+        std::os::unix::fs::symlink(etc.join(name), &link).context("link", &link)?;
+    }
+    let path = open.join("cgroup.conf");
+    std::fs::write(&path, config::OPEN_CGROUP).context("write", &path)?;
     write("plugstack.conf", &config::plugstack::<&str>(root, &[]))?;
     write("hosts", &config::hosts())?;
     let mut groups = std::fs::read_to_string("/etc/group").context("read", "/etc/group")?;

@@ -33,10 +33,28 @@ pub enum Kind {
     Plain,
     /// With GPUs in the eyes of Slurm: device nodes behind which there is nothing.
     Gpus,
+    /// The same on a site that does not restrict devices: `ConstrainDevices=no`.
+    OpenGpus,
     /// Where the program `cista` is not installed.
     WithoutProgram,
     /// Where nobody can create user namespaces: in a chroot(2), the kernel refuses (unshare(2), EPERM).
     WithoutUserNamespaces,
+}
+
+impl Kind {
+    /// Whether Slurm sees GPUs there.
+    #[must_use]
+    pub fn has_gpus(self) -> bool {
+        matches!(self, Self::Gpus | Self::OpenGpus)
+    }
+
+    /// The directory of its configuration, below that of the cluster.
+    pub(super) fn configuration(self) -> &'static str {
+        match self {
+            Self::OpenGpus => "etc-open",
+            _ => "etc",
+        }
+    }
 }
 
 /// A node's name and kind.
@@ -50,7 +68,7 @@ const fn plan(name: &'static str, kind: Kind) -> Plan {
     Plan { name, kind }
 }
 
-/// The nodes of the cluster. The partition `main` has all that can run containers, `lacking` the others.
+/// The nodes of the cluster. The partition `main` has those on which containers run, `lacking` those where something is missing, `open` the one whose devices are open to all.
 pub(super) const NODES: &[Plan] = &[
     plan("n1", Kind::Plain),
     plan("n2", Kind::Plain),
@@ -58,6 +76,7 @@ pub(super) const NODES: &[Plan] = &[
     plan("n4", Kind::Gpus),
     plan("n5", Kind::WithoutUserNamespaces),
     plan("n6", Kind::WithoutProgram),
+    plan("n7", Kind::OpenGpus),
 ];
 
 /// How long a node may take to come up.
@@ -137,7 +156,7 @@ pub struct Node {
 impl Node {
     /// Makes a node, without a slurmd, for a cluster below `root` whose cgroups have the name `group`.
     pub(super) fn start(plan: Plan, root: &Path, group: &str) -> Result<Self, HarnessError> {
-        let gpus = if plan.kind == Kind::Gpus { GPUS } else { 0 };
+        let gpus = if plan.kind.has_gpus() { GPUS } else { 0 };
         let program = match plan.kind {
             Kind::WithoutProgram => "no",
             _ => "yes",
@@ -281,7 +300,12 @@ impl Node {
         let log = self.root.join(format!("log/{}.slurmd", self.plan.name));
         let mut program = self
             .enter(Program::new(WITH_US[0]).args(&WITH_US[1..]).arg("nsenter"))
-            .env("SLURM_CONF", self.root.join("etc/slurm.conf"))
+            .env(
+                "SLURM_CONF",
+                self.root
+                    .join(self.plan.kind.configuration())
+                    .join("slurm.conf"),
+            )
             .stderr_file(File::create(&log).context("create", &log)?);
         if self.plan.kind == Kind::WithoutUserNamespaces {
             program = program.arg("chroot").arg(self.root.join("chroot"));

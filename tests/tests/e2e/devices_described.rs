@@ -165,10 +165,6 @@ fn what_cdi_cannot_have_is_told(environment: &TestEnvironment<'_>) -> TestResult
             &["odd"],
         ),
         (
-            hook("poststop", "/usr/bin/failing", ""),
-            &["poststop", "process beside the container"],
-        ),
-        (
             hook("createRuntime", "/usr/bin/absent", ""),
             &["/usr/bin/absent", "not there"],
         ),

@@ -190,6 +190,98 @@ fn devices_are_chosen_by_options(environment: &TestEnvironment<'_>) -> TestResul
     Ok(())
 }
 
+/// Without `ConstrainDevices` Slurm gives the host's numbers, and nothing but the container keeps a job from the GPUs of others: it has those of its step alone,
+/// also where the tasks have their own, and each task has its own by the container's numbers.
+fn gpus_of_a_site_that_restricts_none(environment: &TestEnvironment<'_>) -> TestResult {
+    tree(environment)?;
+    let image = environment.session().imported(Recipe::Busybox)?;
+    let image = format!("--container-image={}", image.display());
+    let login = Login::new(environment)?;
+    let job = |options: &[&str], script: &str| {
+        login
+            .srun(["-p", "open", "-N1"])
+            .args(options)
+            .args(["sh", "-c", script])
+            .env("CISTA_HOST_ROOT", environment.path("host"))
+    };
+    let nodes = "echo $(ls /dev/dri) $ROCR_VISIBLE_DEVICES";
+    let mut first = job(
+        &["--gres=gpu:2", "-n1", &image],
+        &format!("{nodes}; echo up; read line"),
+    )
+    .stdin_pipe()
+    .spawn()?;
+    let seen = first.wait_for_stdout("up", PATIENCE)?;
+    assert_eq!(seen.lines().next(), Some("renderD128 renderD129 0,1"));
+    let numbers = "echo $ROCR_VISIBLE_DEVICES";
+    assert_eq!(job(&["--gres=gpu:2", "-n1"], numbers).text()?, "2,3");
+    let second = job(&["--gres=gpu:2", "-n1", &image], nodes);
+    assert_eq!(second.text()?, "renderD130 renderD131 0,1");
+    let tasks = |options: &[&str], script: &str| {
+        let mut all = vec!["-n2", "--gpus-per-task=1"];
+        all.extend_from_slice(options);
+        let text = job(&all, script).text()?;
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        Ok::<_, HarnessError>(lines)
+    };
+    assert_eq!(
+        tasks(&[], numbers)?,
+        ["2", "3"],
+        "what Slurm does without a container"
+    );
+    assert_eq!(
+        tasks(&[&image], nodes)?,
+        ["renderD130 renderD131 0", "renderD130 renderD131 1"]
+    );
+    // A variable that is kept is translated too.
+    let kept = tasks(&[&image, "--container-env=ROCR_VISIBLE_DEVICES"], numbers)?;
+    assert_eq!(kept, ["0", "1"]);
+    first.write(b"\n")?;
+    first.wait()?;
+    Ok(())
+}
+
+/// A step ends with all its processes, so a hook that comes after it is refused.
+fn hooks_after_a_step_are_refused(environment: &TestEnvironment<'_>) -> TestResult {
+    let text = r#"{"cdiVersion":"0.6.0","kind":"vendor.com/board","devices":[{"name":"0","containerEdits":{
+        "hooks":[{"hookName":"STAGE","path":"PATH","args":["PATH"]}]}}]}"#;
+    put(environment, "host/bin/true", "")?;
+    let image = environment.session().imported(Recipe::Busybox)?;
+    let image = format!("--container-image={}", image.display());
+    let login = Login::new(environment)?;
+    let step = |stage: &str, path: &str| {
+        let text = text.replace("STAGE", stage).replace("PATH", path);
+        put(environment, "host/etc/cdi/vendor.json", &text)?;
+        login
+            .srun(["-n2", &image, "--container-env=NVIDIA_VISIBLE_DEVICES"])
+            .args(["echo", "up"])
+            .env("NVIDIA_VISIBLE_DEVICES", "vendor.com/board=0")
+            .env("CISTA_HOST_ROOT", environment.path("host"))
+            .run()
+    };
+    let refused = step("poststop", "/bin/true")?;
+    assert_ne!(refused.code(), Some(0));
+    for word in ["/bin/true", "poststop", "a step of Slurm ends"] {
+        assert!(
+            refused.error_text().contains(word),
+            "{word}: {}",
+            refused.error_text()
+        );
+    }
+    assert!(!refused.text().contains("up"));
+    // One in the container is run for the step.
+    assert_eq!(step("startContainer", "/bin/true")?.text(), "up\nup");
+    let failing = step("startContainer", "/bin/false")?;
+    assert_ne!(failing.code(), Some(0));
+    assert!(
+        failing.error_text().contains("/bin/false"),
+        "{}",
+        failing.error_text()
+    );
+    Ok(())
+}
+
 const fn case(name: &'static str, run: fn(&TestEnvironment<'_>) -> TestResult) -> Case {
     Case {
         name,
@@ -213,5 +305,13 @@ pub(crate) const CASES: &[Case] = &[
     case(
         "slurm_devices::tasks_open_their_own_gpus",
         tasks_open_their_own_gpus,
+    ),
+    case(
+        "slurm_devices::gpus_of_a_site_that_restricts_none",
+        gpus_of_a_site_that_restricts_none,
+    ),
+    case(
+        "slurm_devices::hooks_after_a_step_are_refused",
+        hooks_after_a_step_are_refused,
     ),
 ];

@@ -420,7 +420,7 @@ impl Document {
             }
         }
         for hook in &edits.hooks {
-            let is_known = super::hooks::Phase::parse(&hook.hook_name).is_some();
+            let is_known = crate::devices::grant::Stage::parse(&hook.hook_name).is_some();
             let expected = "the name of a hook of the OCI runtime specification";
             checked.holds(is_known, "hooks.hookName", &hook.hook_name, expected)?;
             checked.path("hooks.path", &hook.path)?;

@@ -14,10 +14,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::document::{Edits, HookEdit, MountEdit, NodeEdit};
-use super::hooks::{Native, Phase};
+use super::hooks::Native;
 use super::name::QualifiedName;
 use super::registry::{Asked, CdiError, Registry};
-use crate::devices::grant::{DeviceNode, GeneratedFile, Hook, Mount, Symlink};
+use crate::devices::grant::{DeviceNode, GeneratedFile, Hook, Mount, Stage, Symlink};
 use crate::devices::host::{Host, Permission};
 use crate::devices::question::Question;
 use crate::devices::{DeviceError, Grant, Vendor};
@@ -224,8 +224,7 @@ impl Granting<'_> {
                 edit.kind
             )));
         }
-        self.question
-            .check_limit(&host_path)
+        crate::devices::nvidia::check_limit(self.host, self.question, &host_path)
             .map_err(|why| self.denied(why))?;
         let mut why = self.why();
         match self.host.permission(&host_path) {
@@ -359,21 +358,25 @@ impl Granting<'_> {
     }
 
     fn program(&self, edit: &HookEdit, grant: &mut Grant) -> Result<(), DeviceError> {
-        let is_possible = Phase::parse(&edit.hook_name).is_some_and(Phase::is_possible);
-        if !is_possible {
-            return Err(self.denied(format!(
-                "its hook `{}` runs at `{}`, which a runtime without a process beside the container cannot do",
+        let stage = Stage::parse(&edit.hook_name).ok_or_else(|| {
+            self.denied(format!(
+                "its hook `{}` runs at `{}`, which the OCI runtime specification does not have",
                 edit.path, edit.hook_name
-            )));
-        }
-        if !self.host.exists(&edit.path) {
+            ))
+        })?;
+        // That of the container is looked for in the container.
+        let is_inside = stage == Stage::StartContainer;
+        if !is_inside && !self.host.exists(&edit.path) {
             return Err(self.missing(Path::new(&edit.path)));
         }
         grant.yes(&edit.path, format!("hook of {}", self.why()));
         let words = |texts: &[String]| texts.iter().map(OsString::from).collect();
         grant.edits.hooks.push(Hook {
-            stage: edit.hook_name.clone(),
-            path: self.host.outside(Path::new(&edit.path)),
+            stage,
+            path: match is_inside {
+                true => PathBuf::from(&edit.path),
+                false => self.host.outside(Path::new(&edit.path)),
+            },
             arguments: words(&edit.args),
             environment: words(&edit.env),
             timeout: edit.timeout.map(|it| u32::try_from(it).unwrap_or(u32::MAX)),

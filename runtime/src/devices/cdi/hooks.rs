@@ -5,54 +5,11 @@
 //! root and with the user's rights: [`Native`]. Their interface is the command line that `nvidia-cdi-hook --help` shows; `nvidia-ctk hook`
 //! and `amd-ctk hook` take the same.
 //!
-//! Other hooks are run as they are: see [`Phase`] for when.
+//! Other hooks are run as they are: see [`Stage`](crate::devices::grant::Stage) for when.
 
 use std::path::{Path, PathBuf};
 
 use super::document::HookEdit;
-
-/// When a hook runs (OCI runtime specification, "POSIX-platform Hooks").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// After the namespaces exist and before the root is switched; the older name of the next.
-    Prestart,
-    /// The same.
-    CreateRuntime,
-    /// The same, in the container's mount namespace.
-    CreateContainer,
-    /// In the container, before its program.
-    StartContainer,
-    /// After the container's program has started.
-    Poststart,
-    /// After the container has gone.
-    Poststop,
-}
-
-impl Phase {
-    /// The phase of a name.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        Some(match name {
-            "prestart" => Self::Prestart,
-            "createRuntime" => Self::CreateRuntime,
-            "createContainer" => Self::CreateContainer,
-            "startContainer" => Self::StartContainer,
-            "poststart" => Self::Poststart,
-            "poststop" => Self::Poststop,
-            _ => return None,
-        })
-    }
-
-    /// Whether hooks of this phase can be run: those that come before the container's program, on the host. The process of a container becomes
-    /// its program, so that nobody of ours is there afterwards.
-    #[must_use]
-    pub fn is_possible(self) -> bool {
-        matches!(
-            self,
-            Self::Prestart | Self::CreateRuntime | Self::CreateContainer
-        )
-    }
-}
 
 /// What the hooks of a toolkit do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -329,13 +286,5 @@ mod tests {
             let error = Native::of(&hook(direct, arguments)).unwrap_err();
             assert!(error.to_string().contains(problem), "{arguments}: {error}");
         }
-    }
-
-    #[test]
-    fn phases() {
-        assert!(Phase::parse("createContainer").is_some_and(Phase::is_possible));
-        assert!(Phase::parse("prestart").is_some_and(Phase::is_possible));
-        assert!(!Phase::parse("poststop").is_some_and(Phase::is_possible));
-        assert_eq!(Phase::parse("Poststop"), None);
     }
 }

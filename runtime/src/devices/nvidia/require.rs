@@ -6,13 +6,16 @@
 
 use std::cmp::Ordering;
 
+use super::super::DeviceError;
+use super::super::question::Question;
+
 /// What conditions are about.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Facts<'a> {
+struct Facts<'a> {
     /// The driver's version.
-    pub(super) driver: &'a str,
+    driver: &'a str,
     /// The brands of the granted GPUs, one list for each.
-    pub(super) brands: &'a [&'static [&'static str]],
+    brands: &'a [&'static [&'static str]],
 }
 
 /// The newest CUDA that a branch of the driver has: the table of NVIDIA's CUDA release notes.
@@ -59,12 +62,55 @@ pub(super) fn cuda(driver: &str) -> Option<String> {
     Some(format!("{major}.{minor}"))
 }
 
+/// The first condition of the image that is not met.
+///
+/// # Errors
+///
+/// A condition that is not understood.
+pub(super) fn unmet(
+    question: &Question<'_>,
+    version: &str,
+    brands: &[&'static [&'static str]],
+) -> Result<Option<DeviceError>, DeviceError> {
+    let is_off = |value: String| !matches!(value.as_str(), "" | "0" | "false");
+    if question
+        .variable("NVIDIA_DISABLE_REQUIRE")
+        .is_some_and(is_off)
+    {
+        return Ok(None);
+    }
+    let facts = Facts {
+        driver: version,
+        brands,
+    };
+    for name in (question.prefixed)("NVIDIA_REQUIRE_") {
+        let Some(value) = question.variable(&name) else {
+            continue;
+        };
+        let is_met = is_met(&value, facts).map_err(|part| DeviceError::Option {
+            option: name.clone(),
+            value: part,
+            expected: "expected conditions such as `cuda>=12.4`",
+        })?;
+        if !is_met {
+            let cuda =
+                cuda(version).map_or_else(String::new, |cuda| format!(", which has CUDA {cuda}"));
+            let first = value.split_ascii_whitespace().next().unwrap_or_default();
+            return Ok(Some(DeviceError::Requirement {
+                requirement: format!("`{first}` (`{name}`)"),
+                found: format!("the driver is {version}{cuda}"),
+            }));
+        }
+    }
+    Ok(None)
+}
+
 /// Whether a value is met.
 ///
 /// # Errors
 ///
 /// The part that is not understood.
-pub(super) fn is_met(value: &str, facts: Facts<'_>) -> Result<bool, String> {
+fn is_met(value: &str, facts: Facts<'_>) -> Result<bool, String> {
     let mut alternatives = value.split_ascii_whitespace().peekable();
     if alternatives.peek().is_none() {
         return Ok(true);

@@ -163,6 +163,11 @@ impl Machine {
     /// Asks: options as on the command line (`--gpus X`, `--device X`), then variables, those of the caller with a `!` in front, those of `-e`
     /// with a `-`.
     fn ask(&self, words: &[&str]) -> Result<Grant, String> {
+        self.ask_within(words, None)
+    }
+
+    /// Asks in a control group that allows the GPUs of these device files alone.
+    fn ask_within(&self, words: &[&str], allowed: Option<&[usize]>) -> Result<Grant, String> {
         let mut request = Request::default();
         let mut variables: [Vec<(String, String)>; 3] = Default::default();
         let mut words = words.iter();
@@ -197,28 +202,36 @@ impl Machine {
             },
             caller: &|name| look(2, name),
         };
-        let host = Host::open(Some(self.0.path())).unwrap();
+        let mut host = Host::open(Some(self.0.path())).unwrap();
+        if let Some(allowed) = allowed {
+            let kept_back = (0..BUSES.len()).filter(|minor| !allowed.contains(minor));
+            host.kept_back = kept_back
+                .map(|minor| format!("/dev/nvidia{minor}").into())
+                .collect();
+        }
         decide(&host, &question)
             .map(Option::unwrap_or_default)
             .map_err(|error| error.to_string())
     }
 
-    /// The nodes of the answer, without `/dev/` and those that every container has that has one.
+    /// The nodes of the answer, as [`names`] writes them.
     fn nodes(&self, words: &[&str]) -> String {
-        let grant = self
-            .ask(words)
-            .unwrap_or_else(|error| panic!("{words:?}: {error}"));
-        let nodes = grant.edits.devices.iter().filter_map(|node| {
-            let name = node.path.to_str().unwrap().strip_prefix("/dev/").unwrap();
-            let is_common =
-                ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "gdrdrv"].contains(&name);
-            (!is_common).then(|| {
-                name.replace("nvidia-caps/nvidia-cap", "cap")
-                    .replace("nvidia", "n")
-            })
-        });
-        nodes.collect::<Vec<_>>().join(" ")
+        let grant = self.ask(words);
+        names(&grant.unwrap_or_else(|error| panic!("{words:?}: {error}")))
     }
+}
+
+/// The nodes of an answer, without `/dev/` and those that every container has that has one.
+fn names(grant: &Grant) -> String {
+    let nodes = grant.edits.devices.iter().filter_map(|node| {
+        let name = node.path.to_str().unwrap().strip_prefix("/dev/").unwrap();
+        let is_common = ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "gdrdrv"].contains(&name);
+        (!is_common).then(|| {
+            name.replace("nvidia-caps/nvidia-cap", "cap")
+                .replace("nvidia", "n")
+        })
+    });
+    nodes.collect::<Vec<_>>().join(" ")
 }
 
 trait ParseName {
@@ -248,9 +261,9 @@ fn who_gets_which_gpu() {
             &["NVIDIA_VISIBLE_DEVICES=all", "-NVIDIA_VISIBLE_DEVICES=2"],
             "n2",
         ),
-        // An index is a place in the order of the bus; Slurm has the numbers of device files.
+        // An index is a place in the order of the bus, with Slurm too.
         (&["--gpus", "6"], "n7"),
-        (&[job, "!SLURM_STEP_GPUS=6"], "n6"),
+        (&[job, "!SLURM_STEP_GPUS=6"], "n7"),
         (
             &[job, "!SLURM_STEP_GPUS=1-2,5", "NVIDIA_VISIBLE_DEVICES=all"],
             "n1 n2 n5",
@@ -539,6 +552,63 @@ fn the_view_of_the_driver() {
     );
 }
 
+/// What Slurm says of a step, by the documentation and in each configuration, and what a container then has. The last two GPUs are exchanged: the
+/// sixth on the bus is `/dev/nvidia7`.
+#[test]
+fn gpus_of_a_step() {
+    let machine = Machine::new();
+    // Places in Slurm's list; numbers for CUDA; files that the control group allows; the container's GPUs, and its numbers for CUDA.
+    for (step, cuda, allowed, nodes, inside) in [
+        // ConstrainDevices=no: both are the host's, in the order of the bus.
+        ("6", "6", None, "n7", Some("0")),
+        ("2,6", "2,6", None, "n2 n7", Some("0,1")),
+        ("2,6", "6", None, "n2 n7", Some("1")),
+        ("0,1,2,3,4,5,6,7", "0,1,2,3,4,5,6,7", None, ALL, None),
+        // ConstrainDevices=yes, AutoDetect: places in the order of the bus, CUDA counts what is allowed.
+        ("6", "0", Some(&[7][..]), "n7", None),
+        ("1,6", "0,1", Some(&[1, 7]), "n1 n7", None),
+        // The same with files in gres.conf: places in the order of the files.
+        ("6", "0", Some(&[6]), "n6", None),
+        ("1,6", "0,1", Some(&[1, 6]), "n1 n6", None),
+        // A task of its own: its control group allows one, and for CUDA that is the first.
+        ("1", "0", Some(&[1]), "n1", None),
+        (
+            "0",
+            "0",
+            Some(&[0]),
+            "n0 cap12 cap13 cap21 cap22 cap102 cap103",
+            None,
+        ),
+        // A step with some of the job's GPUs, seen from where the job's are allowed.
+        ("2", "0", Some(&[1, 2, 3]), "n2", None),
+        // Parts have UUIDs.
+        ("0", "GPU-00000001-aaaa", None, "n1", None),
+    ] {
+        let variables = [
+            "!SLURM_JOB_ID=1".to_owned(),
+            format!("!SLURM_STEP_GPUS={step}"),
+            format!("!CUDA_VISIBLE_DEVICES={cuda}"),
+        ];
+        let words: Vec<&str> = variables.iter().map(String::as_str).collect();
+        let grant = machine.ask_within(&words, allowed).unwrap();
+        let found = grant.translations.first().map(|it| it.to.as_str());
+        let shown = format!("{step} {cuda} {allowed:?}");
+        assert_eq!(names(&grant), nodes, "{shown}");
+        assert_eq!(found, inside, "{shown}");
+    }
+    // Nothing of Slurm but what a site sets for CUDA.
+    let only_cuda = |cuda: &str, allowed| {
+        let words = ["!SLURM_JOB_ID=1", cuda];
+        let grant = machine.ask_within(&words, allowed).unwrap();
+        let to = grant.translations.first().map(|it| it.to.clone());
+        (names(&grant), to)
+    };
+    let own = only_cuda("!CUDA_VISIBLE_DEVICES=3", None);
+    assert_eq!(own, ("n3".into(), Some("0".into())));
+    let own = only_cuda("!CUDA_VISIBLE_DEVICES=1", Some(&[2, 3]));
+    assert_eq!(own, ("n3".into(), None));
+}
+
 /// Without restrictions by control groups Slurm gives the host's numbers, and the container has others.
 #[test]
 fn numbers_of_the_job_are_translated() {
@@ -549,8 +619,7 @@ fn numbers_of_the_job_are_translated() {
         ("0,1", "0,1", None),
         ("2,5", "7", None),
         ("2,5", "GPU-00000005-aaaa", None),
-        // The order of the bus.
-        ("6,7", "6,7", Some("1,0")),
+        ("6,7", "6,7", Some("0,1")),
     ] {
         let [step, cuda] = [
             format!("!SLURM_STEP_GPUS={step}"),

@@ -12,7 +12,7 @@ use crate::{Outcome, machine, say};
 /// Start the Slurm cluster of the tests, and run a command on it: a shell, unless one is given
 ///
 /// The partition `main` has the nodes n1 to n4, the last two with GPUs in Slurm's eyes; `lacking` has n5, without user namespaces, and
-/// n6, without `cista`. It ends with the command.
+/// n6, without `cista`; `open` has n7, with GPUs that Slurm keeps from nobody. It ends with the command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Arguments of the plugin in plugstack.conf
