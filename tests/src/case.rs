@@ -1,7 +1,7 @@
 //! A test case: which tier it belongs to, what it needs of the machine, as whom it runs.
 //!
 //! What is missing is found out before the test runs, and said by name: `skipped: NAME: why`. Where
-//! `CISTA_TEST_REQUIRE=1` is set, as `.ci/run` does, a skipped test is a failed one.
+//! `CISTA_TEST_REQUIRE=1` is set, as `.ci/run` does, a skipped test is a failed one, unless it needs a GPU.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use libtest_mimic::{Completion, Failed, Trial};
 use serde::{Deserialize, Serialize};
 
+use crate::driver;
 use crate::environment::{Session, TestEnvironment};
 use crate::error::{HarnessError, IoContext as _};
 use crate::image::Recipe;
@@ -37,6 +38,8 @@ pub enum Tier {
     Userns,
     /// Jobs on a real Slurm cluster.
     Slurm,
+    /// A real NVIDIA GPU. No machine of CI has one, so these tests may be skipped there.
+    Gpu,
 }
 
 impl Tier {
@@ -49,6 +52,7 @@ impl Tier {
             Self::Registry => "registry",
             Self::Userns => "userns",
             Self::Slurm => "slurm",
+            Self::Gpu => "gpu",
         }
     }
 }
@@ -72,6 +76,8 @@ pub enum Need {
     LoopDevices,
     /// A Slurm cluster: root, Debian's packages, cgroups of version 1.
     Slurm,
+    /// An NVIDIA GPU and its driver.
+    Gpu,
     /// A processor of an architecture, as `uname -m` calls it.
     Machine(&'static str),
 }
@@ -108,6 +114,7 @@ impl Need {
                 open.err().map(|error| chain(&error))
             }
             Self::Slurm => slurm::unmet(),
+            Self::Gpu => driver::unmet(),
             Self::Machine(name) => {
                 let machine = rustix::system::uname();
                 let machine = machine.machine().to_string_lossy();
@@ -270,7 +277,7 @@ fn attempt(session: &Session, case: Case, as_root: bool, require: bool) -> (Verd
         .chain(case.needs)
         .find_map(|need| need.unmet(session));
     if let Some(why) = unmet {
-        return if require {
+        return if require && case.tier != Tier::Gpu {
             (
                 Verdict::Failed,
                 format!("required, but would be skipped: {why}"),

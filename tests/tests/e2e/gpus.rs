@@ -1,109 +1,22 @@
 //! NVIDIA GPUs: the nodes that a container has, its libraries, and what it is told. The host is a tree (`CISTA_HOST_ROOT`) with the files of a
 //! driver, real device nodes (copies of `/dev/zero` under other names), and libraries of this machine with other names.
 
-use std::path::PathBuf;
-
 use cista_tests::case::{Case, Need, TestResult, Tier, Who};
-use cista_tests::environment::{TestEnvironment, set_mode};
+use cista_tests::driver::{Tree, VERSION};
+use cista_tests::environment::TestEnvironment;
 use cista_tests::error::{HarnessError, IoContext as _};
+use cista_tests::gpu::Trial;
 use cista_tests::image::Recipe;
 use cista_tests::program::Program;
 
 use super::bad_input::assert_clear_error;
-use super::config::put;
 
-/// The driver's version.
-const VERSION: &str = "580.65.06";
-
-/// A library of this machine that can stand for the driver's: its soname is long enough to be replaced.
-const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/libnss_compat.so.2";
-
-/// Where the tree is, and where libraries are in it.
+/// Where the tree is.
 const TREE: &str = "host";
-const LIBRARIES: &str = "host/usr/lib/x86_64-linux-gnu";
 
 /// Makes a machine with four GPUs.
-fn machine(environment: &TestEnvironment<'_>) -> TestResult {
-    let driver = "host/proc/driver/nvidia";
-    let version = format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {VERSION}  Release\n");
-    put(environment, &format!("{driver}/version"), &version)?;
-    put(
-        environment,
-        &format!("{driver}/params"),
-        "ModifyDeviceFiles: 1\n",
-    )?;
-    put(environment, "host/dev/.made", "")?;
-    for minor in 0..4 {
-        let bus = format!("0000:0{minor}:00.0");
-        let information =
-            format!("Model: NVIDIA H100\nGPU UUID: GPU-{minor}\nDevice Minor: {minor}\n");
-        put(
-            environment,
-            &format!("{driver}/gpus/{bus}/information"),
-            &information,
-        )?;
-        node(environment, &format!("nvidia{minor}"))?;
-    }
-    node(environment, "nvidiactl")?;
-    node(environment, "nvidia-uvm")?;
-    let program = put(
-        environment,
-        "host/usr/bin/nvidia-smi",
-        "#!/bin/sh\necho of the driver\n",
-    )?;
-    set_mode(&program, 0o755)?;
-    library(environment, "libcuda", b"libcuda.so.1", None)?;
-    library(environment, "libnvidia-ml", b"libnvidia-ml.so.1", None)?;
-    Ok(())
-}
-
-fn node(environment: &TestEnvironment<'_>, name: &str) -> TestResult {
-    let place = environment.path(format!("{TREE}/dev/{name}"));
-    let device = ["c", "1", "5"];
-    Program::new("mknod")
-        .args(["-m", "0666"])
-        .arg(place)
-        .args(device)
-        .check()?;
-    Ok(())
-}
-
-/// Puts a library into the tree, perhaps one that needs a later C library.
-fn library(
-    environment: &TestEnvironment<'_>,
-    stem: &str,
-    soname: &[u8],
-    glibc: Option<(&[u8], &[u8])>,
-) -> Result<PathBuf, HarnessError> {
-    let mut content = std::fs::read(LIBRARY).context("read", LIBRARY)?;
-    let mut padded = soname.to_vec();
-    padded.resize(b"libnss_compat.so.2".len(), 0);
-    replace(&mut content, b"libnss_compat.so.2", &padded);
-    if let Some((old, new)) = glibc {
-        replace(&mut content, old, new);
-    }
-    let name = format!("{LIBRARIES}/{stem}.so.{VERSION}");
-    if !environment.path(LIBRARIES).is_dir() {
-        put(environment, &format!("{LIBRARIES}/.made"), "")?;
-    }
-    environment.write(&name, content, 0o644)
-}
-
-/// Replaces every occurrence of a text by one of the same length.
-fn replace(content: &mut [u8], old: &[u8], new: &[u8]) {
-    assert_eq!(old.len(), new.len());
-    let mut found = 0;
-    for at in 0..content.len().saturating_sub(old.len()) {
-        if content[at..].starts_with(old) {
-            content[at..at + new.len()].copy_from_slice(new);
-            found += 1;
-        }
-    }
-    assert!(
-        found > 0,
-        "`{}` is not in the library",
-        String::from_utf8_lossy(old)
-    );
+fn machine<'a>(environment: &'a TestEnvironment<'a>) -> Result<Tree<'a>, HarnessError> {
+    Tree::new(environment, TREE, 4)
 }
 
 /// `cista start OPTIONS image sh -c COMMAND` on the machine.
@@ -258,14 +171,32 @@ fn libraries_are_found(environment: &TestEnvironment<'_>) -> TestResult {
     Ok(())
 }
 
+/// A program loads the driver's library by its name, and works with the GPUs that it was granted: see `tests/guest` for both.
+fn cuda_programs_work(environment: &TestEnvironment<'_>) -> TestResult {
+    let tree = machine(environment)?;
+    let trial = Trial::pretending(environment, &tree)?;
+    assert_eq!(trial.smi_inside()?, "of the driver");
+    let sums = |gpus: usize| format!("no GPU, one of {gpus}: 10000000 sums are right");
+    assert_eq!(trial.add()?, sums(4));
+    assert_eq!(trial.add_on("1,3")?, sums(2));
+    let product = trial.multiply_on("0")?;
+    assert!(
+        product.starts_with("no GPU, one of 1: ") && product.contains("GFLOP/s"),
+        "{product}"
+    );
+    let without = trial.inside("none", &["cuda", "add", "1"])?.run()?;
+    assert_eq!(without.code(), Some(1));
+    let told = without.error_text();
+    assert!(told.contains("cannot load libcuda.so.1"), "{told}");
+    Ok(())
+}
+
 /// The image must have the C library that the driver's libraries need; the warning names both versions.
 fn an_old_c_library_is_told(environment: &TestEnvironment<'_>) -> TestResult {
-    machine(environment)?;
-    library(
-        environment,
+    machine(environment)?.library(
         "libcuda",
-        b"libcuda.so.1",
-        Some((b"GLIBC_2.2.5", b"GLIBC_9.2.5")),
+        "libcuda.so.1",
+        Some(("GLIBC_2.2.5", "GLIBC_9.2.5")),
     )?;
     let outcome = start(
         environment,
@@ -414,6 +345,7 @@ pub(crate) const CASES: &[Case] = &[
         a_job_has_its_own_gpus,
     ),
     case("gpus::libraries_are_found", Who::Both, libraries_are_found),
+    case("gpus::cuda_programs_work", Who::Both, cuda_programs_work),
     case(
         "gpus::an_old_c_library_is_told",
         Who::User,

@@ -18,10 +18,13 @@ mod check;
 mod concurrency;
 mod config;
 mod containers;
+mod device_hooks;
 mod devices_described;
 mod enroot;
 mod exit_codes;
+mod fabrics;
 mod formats;
+mod gpu;
 mod gpus;
 mod hardening;
 mod help;
@@ -99,11 +102,14 @@ fn main() -> ExitCode {
         oci::CASES,
         run::CASES,
         containers::CASES,
+        device_hooks::CASES,
         devices_described::CASES,
+        fabrics::CASES,
         config::CASES,
         enroot::CASES,
         additions::CASES,
         gpus::CASES,
+        gpu::CASES,
         help::CASES,
         hooks::CASES,
         load::CASES,

@@ -11,6 +11,7 @@ mod bench;
 mod cluster;
 mod demo;
 mod docs;
+mod gpu;
 mod images;
 mod machine;
 mod package;
@@ -39,6 +40,7 @@ enum Task {
     Images(images::Args),
     Docs(docs::Args),
     Cluster(cluster::Args),
+    Gpu(gpu::Args),
     Package(package::Args),
 }
 
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Task::Images(args) => images::run(&args),
         Task::Docs(args) => docs::run(&args),
         Task::Cluster(args) => cluster::run(&args),
+        Task::Gpu(args) => gpu::run(&args),
         Task::Package(args) => package::run(&args),
     };
     outcome.unwrap_or_else(|error| {

@@ -10,7 +10,7 @@ mod read;
 mod serve;
 mod srun;
 mod start;
-mod table;
+pub(crate) mod table;
 mod transfer;
 
 use std::process::ExitCode;

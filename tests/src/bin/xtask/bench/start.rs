@@ -3,6 +3,7 @@
 use std::panic::resume_unwind;
 use std::time::Duration;
 
+use cista_tests::driver::Tree;
 use cista_tests::environment::Session;
 use cista_tests::error::HarnessError;
 use cista_tests::image::{Packing, Recipe};
@@ -91,7 +92,36 @@ pub(super) fn run(session: &Session, rounds: Option<usize>) -> Result<Vec<Table>
         &take_turns(rounds.unwrap_or(ROUNDS).div_ceil(10), contestants)?,
         0,
     );
-    Ok(vec![alone, together])
+    Ok(vec![alone, together, devices(session, rounds)?])
+}
+
+/// What eight GPUs with a whole driver cost a start: against the same start on a machine that has nothing.
+fn devices(session: &Session, rounds: Option<usize>) -> Result<Table, HarnessError> {
+    let environment = session.environment("bench-devices", false)?;
+    let image = session.imported(Recipe::Python(Packing::Gzip))?;
+    let bare = Tree::empty(&environment, "bare")?;
+    let full = Tree::new(&environment, "full", 8)?.with_whole_driver()?;
+    let start = |tree: &Tree<'_>, options: &[&str]| {
+        environment
+            .cista(["start"])
+            .args(options)
+            .arg(&image)
+            .arg("true")
+            .env("CISTA_HOST_ROOT", tree.root())
+            .time()
+    };
+    let contestants = vec![
+        Contestant::new("no devices", || start(&bare, &[])),
+        Contestant::new("8 GPUs there, none asked for", || start(&full, &[])),
+        Contestant::new("one of 8 GPUs", || start(&full, &["--gpus", "0"])),
+        Contestant::new("all of 8 GPUs", || start(&full, &["--gpus", "all"])),
+    ];
+    let times = take_turns(rounds.unwrap_or(ROUNDS), contestants)?;
+    Ok(Table::of_times(
+        "Start of `true` with a synthetic tree of NVIDIA's driver 580",
+        &times,
+        0,
+    ))
 }
 
 /// How long so many take together.

@@ -94,7 +94,7 @@ pub(super) fn megabytes(bytes: u64) -> String {
 }
 
 /// One line on the machine that measured.
-pub(super) fn machine() -> String {
+pub(crate) fn machine() -> String {
     let first_line = |path: &str| {
         std::fs::read_to_string(path)
             .ok()
