@@ -60,8 +60,8 @@ impl Vendor for Intel {
     }
 
     fn is_there(&self, host: &Host) -> bool {
-        let has_driver = |driver: &&str| host.exists(format!("/sys/bus/pci/drivers/{driver}"));
-        host.exists(NODES) && DRIVERS.iter().any(|driver| has_driver(&driver))
+        let has_driver = |driver: &str| host.exists(format!("/sys/bus/pci/drivers/{driver}"));
+        host.exists(NODES) && DRIVERS.iter().any(|driver| has_driver(driver))
     }
 
     fn inventory(&self, host: &Host) -> Result<Vec<String>, DeviceError> {
