@@ -260,6 +260,14 @@ impl Output {
             Err(Errno::EXIST) => Err(OutputError::Exists {
                 path: self.path.clone(),
             }),
+            // Nor that flag, as sshfs and other FUSE file systems: what takes the name in the moment between the two is replaced.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                check_target(&self.directory, &self.name, &self.path, false)?;
+                rustix::fs::renameat(&self.directory, temporary, &self.directory, &self.name)
+                    .map_err(|errno| self.place_error(errno))?;
+                self.temporary = None;
+                Ok(())
+            }
             Err(errno) => Err(self.place_error(errno)),
         }
     }

@@ -343,6 +343,8 @@ fn elect(path: &Path, record: &LeaseRecord) -> io::Result<bool> {
             match create_new(path) {
                 Ok(file) => file.write_all_at(&content, 0).map(|()| true),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+                // Given back by another in the moment of our attempt, as some FUSE file systems tell it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
                 Err(error) => Err(error),
             }
         }

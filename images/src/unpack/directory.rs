@@ -1,12 +1,14 @@
 //! The directories that were made: found again by their chain of names, finished at the end.
 
 use std::ffi::OsStr;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::{Counts, MAX_DEPTH, UnpackError, file};
 use crate::cancel::Cancel;
@@ -151,17 +153,19 @@ impl Tree {
     ) -> Result<(), UnpackError> {
         for (target, link) in &self.links {
             cancel.check()?;
-            rustix::fs::linkat(
-                self.open(target.directory)?,
-                &*target.name,
-                self.open(link.directory)?,
-                &*link.name,
-                AtFlags::empty(),
-            )
-            .map_err(|source| UnpackError::Write {
+            let from = (self.open(target.directory)?, &*target.name);
+            let to = (self.open(link.directory)?, &*link.name);
+            let linked = match rustix::fs::linkat(&from.0, from.1, &to.0, to.1, AtFlags::empty()) {
+                // A file system without hard links has copies.
+                Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {
+                    file::copy((from.0.as_fd(), from.1), (to.0.as_fd(), to.1))
+                }
+                linked => linked.map_err(io::Error::from),
+            };
+            linked.map_err(|source| UnpackError::Write {
                 operation: "create the hard link",
                 path: self.path_of(link),
-                source: source.into(),
+                source,
             })?;
         }
         for (index, made) in self.made.iter().enumerate().rev() {

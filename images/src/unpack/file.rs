@@ -140,8 +140,10 @@ fn create(
             let target = shared.reader.readlink(inode)?;
             rustix::fs::symlinkat(target, directory, name)
                 .map_err(write("create the symbolic link"))?;
-            rustix::fs::utimensat(directory, name, &times(inode), AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(write("set the time of"))
+            // A nicety. Some file systems would set that of the file which the link leads to, and say that there is none.
+            let _ =
+                rustix::fs::utimensat(directory, name, &times(inode), AtFlags::SYMLINK_NOFOLLOW);
+            Ok(())
         }
         InodeKind::Fifo | InodeKind::Socket => {
             let kind = if matches!(inode.kind, InodeKind::Fifo) {
@@ -162,6 +164,26 @@ fn create(
             Ok(())
         }
     }
+}
+
+/// Copies a file or a symbolic link, each named by its directory and its name in it, with its mode and time.
+pub(super) fn copy(from: (BorrowedFd<'_>, &[u8]), to: (BorrowedFd<'_>, &[u8])) -> io::Result<()> {
+    let status = rustix::fs::statat(from.0, from.1, AtFlags::SYMLINK_NOFOLLOW)?;
+    if FileType::from_raw_mode(status.st_mode) == FileType::Symlink {
+        let target = rustix::fs::readlinkat(from.0, from.1, Vec::new())?;
+        return Ok(rustix::fs::symlinkat(target, to.0, to.1)?);
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut source = File::from(rustix::fs::openat(from.0, from.1, flags, Mode::empty())?);
+    if !source.metadata()?.is_file() {
+        return Err(Errno::OPNOTSUPP.into());
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    let mut copy = File::from(rustix::fs::openat(to.0, to.1, flags, mode)?);
+    io::copy(&mut source, &mut copy)?;
+    rustix::fs::fchmod(&copy, Mode::from_raw_mode(status.st_mode & 0o7777))?;
+    copy.set_modified(source.metadata()?.modified()?)
 }
 
 fn create_file(directory: &OwnedFd, name: &[u8]) -> Result<File, Failure> {
