@@ -67,13 +67,24 @@ impl RegistryReference {
     }
 }
 
+/// Whether what stands before the first slash is a registry, by itself.
+fn is_registry(first: &str) -> bool {
+    first.contains(['.', ':']) || first == "localhost" || first.starts_with('[')
+}
+
 impl fmt::Display for RegistryReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("docker://")?;
         if let Some(user) = &self.user {
             write!(f, "{user}@")?;
         }
-        write!(f, "{}/{}", self.registry, self.repository)?;
+        // Before a slash, a short name would be a part of the repository, at Docker Hub.
+        let parting = if is_registry(&self.registry) {
+            '/'
+        } else {
+            '#'
+        };
+        write!(f, "{}{parting}{}", self.registry, self.repository)?;
         if let Some(tag) = &self.tag {
             write!(f, ":{tag}")?;
         }
@@ -97,13 +108,7 @@ impl FromStr for RegistryReference {
         let (registry, image) = match rest.split_once('#') {
             Some((registry, image)) => (Some(registry), image),
             None => match rest.split_once('/') {
-                Some((first, image))
-                    if first.contains(['.', ':'])
-                        || first == "localhost"
-                        || first.starts_with('[') =>
-                {
-                    (Some(first), image)
-                }
+                Some((first, image)) if is_registry(first) => (Some(first), image),
                 _ => (None, rest),
             },
         };
@@ -520,7 +525,7 @@ mod tests {
         #[test]
         fn well_formed_references_round_trip(
             user in proptest::option::of("[a-z$][a-z0-9._-]{0,8}"),
-            registry in "([a-z][a-z0-9]{0,5}\\.[a-z]{2,3}|localhost|127\\.0\\.0\\.1)(:[1-9][0-9]{0,3})?",
+            registry in "([a-z][a-z0-9]{0,5}\\.[a-z]{2,3}|[a-z][a-z0-9]{0,8}|localhost|127\\.0\\.0\\.1)(:[1-9][0-9]{0,3})?",
             repository in "[a-z0-9]{1,5}((\\.|_|__|-{1,3})[a-z0-9]{1,3}){0,2}(/[a-z0-9]{1,5}){0,2}",
             tag in proptest::option::of("[A-Za-z0-9_][A-Za-z0-9._-]{0,20}"),
             digest in proptest::option::of(proptest::array::uniform32(any::<u8>())),
@@ -529,7 +534,11 @@ mod tests {
             let shown = expected.to_string();
             let parsed: RegistryReference = shown.strip_prefix("docker://").unwrap().parse().unwrap();
             prop_assert_eq!(&parsed, &expected);
-            let hashed = format!("docker://{}", shown.strip_prefix("docker://").unwrap().replacen('/', "#", 1));
+            let short = shown.strip_prefix("docker://").unwrap();
+            let hashed = match short.contains('#') {
+                true => shown.clone(),
+                false => format!("docker://{}", short.replacen('/', "#", 1)),
+            };
             prop_assert_eq!(hashed.parse::<super::super::Reference>().unwrap(), super::super::Reference::Registry(expected));
         }
 
