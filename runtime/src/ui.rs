@@ -9,6 +9,7 @@ pub mod log;
 pub mod progress;
 pub mod prompt;
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,11 +48,50 @@ pub fn warning(text: impl std::fmt::Display) {
 }
 
 fn tell(level: Level, label: &str, text: &dyn std::fmt::Display) {
+    let text = text.to_string();
+    let text = shortened(&text);
     if log::is_json() {
-        log::message(level, &text.to_string());
+        log::message(level, &text);
     } else {
-        eprintln!("{label}{text}");
+        eprintln!("{label}{}", harmless(&text));
     }
+}
+
+/// Longest message, in bytes: a document of a registry, for instance, may have any length, and parts of it stand in errors.
+const LONGEST: usize = 4 << 10;
+
+/// A text without its middle where it is too long.
+fn shortened(text: &str) -> Cow<'_, str> {
+    if text.len() <= LONGEST {
+        return text.into();
+    }
+    let half = LONGEST / 2;
+    let is_boundary = |at: &usize| text.is_char_boundary(*at);
+    let begin = (0..=half).rev().find(is_boundary).unwrap_or(0);
+    let end = (text.len() - half..=text.len()).find(is_boundary);
+    format!(
+        "{} … {}",
+        &text[..begin],
+        &text[end.unwrap_or(text.len())..]
+    )
+    .into()
+}
+
+/// A text without what a terminal would take for commands: images, registries and files have their say in messages.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let is_harmful = |character: char| character.is_control() && !matches!(character, '\n' | '\t');
+    if !text.contains(is_harmful) {
+        return text.into();
+    }
+    let mut harmless = String::with_capacity(text.len());
+    for character in text.chars() {
+        if is_harmful(character) {
+            harmless.extend(character.escape_default());
+        } else {
+            harmless.push(character);
+        }
+    }
+    harmless.into()
 }
 
 /// An error and its chain of causes, on one line.
@@ -74,13 +114,14 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 /// Shows a failure: the chain of causes on one line, then the hint.
 pub fn failure(failure: &Failure) {
     let text = chain(failure.error());
+    let text = shortened(&text);
     if log::is_json() {
         let status = failure.status().unwrap_or(status::FAILURE);
         return log::failure(&text, failure.hint().as_deref(), status);
     }
-    eprintln!("error: {text}");
+    eprintln!("error: {}", harmless(&text));
     if let Some(hint) = failure.hint() {
-        eprintln!("hint: {hint}");
+        eprintln!("hint: {}", harmless(&hint));
     }
 }
 
@@ -107,4 +148,32 @@ pub fn confirm(question: &str) -> bool {
     // No answer is a no.
     let _ = std::io::stdin().read_line(&mut answer);
     matches!(answer.trim(), "y" | "Y" | "yes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terminals_are_given_no_commands() {
+        for (text, expected) in [
+            ("a `b`\n\tc ü", "a `b`\n\tc ü"),
+            ("\x1b]0;x\x07\r", "\\u{1b}]0;x\\u{7}\\r"),
+            ("\u{9b}2J\0", "\\u{9b}2J\\u{0}"),
+        ] {
+            assert_eq!(harmless(text), expected);
+        }
+    }
+
+    #[test]
+    fn messages_have_an_end() {
+        let long = "ü".repeat(1 << 20);
+        let text = shortened(&long);
+        assert!(
+            text.len() <= LONGEST + 5 && text.contains(" … "),
+            "{}",
+            text.len()
+        );
+        assert_eq!(shortened("short"), "short");
+    }
 }

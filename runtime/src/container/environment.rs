@@ -65,11 +65,12 @@ impl Environment {
     /// Sets what the lines of an image's `/etc/environment` or of an `environ.d/*.env` say, `${NAME}` being replaced by the host's variable
     /// of that name. Quotes around a whole value are taken off. What is no assignment, or of a name that is ours, is left out.
     pub fn set_lines(&mut self, file: &[u8], host: impl Fn(&OsStr) -> Option<OsString>) {
+        let mut left = MAX_SUBSTITUTED;
         for line in file.split(|&byte| byte == b'\n') {
             if let Some((name, value)) = split(line.trim_ascii_start())
                 && !is_reserved(name)
             {
-                let value = substitute(without_quotes(value), &host);
+                let value = substitute(without_quotes(value), &host, &mut left);
                 self.set(OsStr::from_bytes(name), value);
             }
         }
@@ -153,18 +154,30 @@ fn is_name(name: &[u8]) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
 }
 
-/// Replaces `${NAME}` by the host's variable; one that is not set is empty.
+/// Bytes that the host's variables may bring into the text of one file: an image could name a long one as often as it likes.
+pub const MAX_SUBSTITUTED: usize = 4 << 20;
+
+/// Replaces `${NAME}` by the host's variable; one that is not set is empty, and so is one for which `left`, the bytes that may still come in this way, does
+/// not suffice.
 #[must_use]
-pub fn substitute(value: &[u8], host: &impl Fn(&OsStr) -> Option<OsString>) -> OsString {
+pub fn substitute(
+    value: &[u8],
+    host: &impl Fn(&OsStr) -> Option<OsString>,
+    left: &mut usize,
+) -> OsString {
     let mut result = Vec::with_capacity(value.len());
     let mut rest = value;
     while let Some((&byte, after)) = rest.split_first() {
         let reference = rest.strip_prefix(b"${").and_then(|inside| {
-            let end = inside.iter().position(|&byte| byte == b'}')?;
-            is_name(&inside[..end]).then_some((&inside[..end], &inside[end + 1..]))
+            let is_outside = |byte: &u8| !(byte.is_ascii_alphanumeric() || *byte == b'_');
+            let end = inside.iter().position(is_outside)?;
+            (inside[end] == b'}' && is_name(&inside[..end]))
+                .then_some((&inside[..end], &inside[end + 1..]))
         });
         if let Some((name, next)) = reference {
-            if let Some(value) = host(OsStr::from_bytes(name)) {
+            let value = host(OsStr::from_bytes(name));
+            if let Some(value) = value.filter(|value| value.len() <= *left) {
+                *left -= value.len();
                 result.extend_from_slice(value.as_bytes());
             }
             rest = next;
@@ -226,5 +239,26 @@ mod tests {
             ]
             .map(CString::from)
         );
+    }
+
+    /// An image says what is replaced, so neither time nor memory may grow beyond what it says.
+    #[test]
+    fn variables_are_replaced_in_bounds() {
+        let many = "${".repeat(2 << 20);
+        let mut left = MAX_SUBSTITUTED;
+        let began = std::time::Instant::now();
+        assert_eq!(
+            substitute(many.as_bytes(), &host, &mut left),
+            OsStr::new(&many)
+        );
+        assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+        let long = |_: &OsStr| Some("x".repeat(1 << 20).into());
+        let mut environment = Environment::default();
+        let lines: String = (0..1000)
+            .map(|line| format!("A{line}=${{L}}${{L}}\n"))
+            .collect();
+        environment.set_lines(lines.as_bytes(), long);
+        let bytes: usize = environment.iter().map(|(_, value)| value.len()).sum();
+        assert_eq!(bytes, MAX_SUBSTITUTED);
     }
 }

@@ -247,9 +247,10 @@ pub fn parse_file(
     variables: Variables<'_>,
 ) -> Result<Vec<Entry>, FstabError> {
     let mut entries = Vec::new();
+    let mut left = environment::MAX_SUBSTITUTED;
     for (number, line) in text.split(|&byte| byte == b'\n').enumerate() {
         let place = || format!("{}:{}", path.display(), number + 1);
-        match parse_line(line, variables) {
+        match parse_within(line, variables, &mut left) {
             Ok(None) => {}
             Ok(Some(entry)) => entries.push(Entry {
                 place: Some(place()),
@@ -272,6 +273,15 @@ pub fn parse_file(
 ///
 /// An entry that is not understood.
 pub fn parse_line(line: &[u8], variables: Variables<'_>) -> Result<Option<Entry>, FstabError> {
+    parse_within(line, variables, &mut environment::MAX_SUBSTITUTED.clone())
+}
+
+/// The same, where variables may bring no more than `left` bytes.
+fn parse_within(
+    line: &[u8],
+    variables: Variables<'_>,
+    left: &mut usize,
+) -> Result<Option<Entry>, FstabError> {
     let line = line.trim_ascii();
     if line.is_empty() || line.starts_with(b"#") {
         return Ok(None);
@@ -287,7 +297,7 @@ pub fn parse_line(line: &[u8], variables: Variables<'_>) -> Result<Option<Entry>
                 .find_map(|root| field.strip_prefix(*root))
                 .filter(|_| number == 0);
             is_inside |= inside.is_some();
-            substitute(unescape(inside.unwrap_or(field)), variables)
+            substitute(unescape(inside.unwrap_or(field)), variables, left)
         })
         .collect();
     let entry = entry(line, fields)?;
@@ -295,9 +305,9 @@ pub fn parse_line(line: &[u8], variables: Variables<'_>) -> Result<Option<Entry>
 }
 
 /// Replaces `${NAME}`.
-fn substitute(field: Vec<u8>, variables: Variables<'_>) -> Vec<u8> {
+fn substitute(field: Vec<u8>, variables: Variables<'_>, left: &mut usize) -> Vec<u8> {
     if field.contains(&b'$') {
-        return environment::substitute(&field, &variables).into_vec();
+        return environment::substitute(&field, &variables, left).into_vec();
     }
     field
 }
@@ -323,8 +333,20 @@ pub fn parse_fields(fields: [&OsStr; 4]) -> Result<Entry, FstabError> {
     entry(&fields.join(&b' '), fields.into())
 }
 
+/// Longest part of an entry that an error shows, in bytes.
+const MAX_SHOWN: usize = 200;
+
+/// An entry or a field, for an error.
+fn shown(text: &[u8]) -> String {
+    let mut shown = String::from_utf8_lossy(&text[..text.len().min(MAX_SHOWN)]).into_owned();
+    if text.len() > MAX_SHOWN {
+        shown.push('…');
+    }
+    shown
+}
+
 fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
-    let shown = || String::from_utf8_lossy(text).into_owned();
+    let shown = || shown(text);
     if fields.len() > 6 {
         return Err(FstabError::TooManyFields { entry: shown() });
     }
@@ -341,7 +363,7 @@ fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
         _ => {
             return Err(FstabError::NotANumber {
                 entry: shown(),
-                field: String::from_utf8_lossy(&pass).into_owned(),
+                field: self::shown(&pass),
             });
         }
     };
@@ -393,7 +415,7 @@ fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
             None if option.starts_with(b"x-create=") => {
                 return Err(FstabError::UnknownOption {
                     entry: shown(),
-                    option: String::from_utf8_lossy(option).into_owned(),
+                    option: self::shown(option),
                 });
             }
             // Notes for other programs, by fstab(5)'s convention.
@@ -426,7 +448,7 @@ fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
     if let Some(option) = own.first().filter(|_| !takes_own || is_none) {
         return Err(FstabError::UnknownOption {
             entry: shown(),
-            option: String::from_utf8_lossy(option).into_owned(),
+            option: self::shown(option),
         });
     }
     entry.kind = if detach {

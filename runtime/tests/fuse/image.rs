@@ -12,7 +12,7 @@ pub(crate) const TIME: u32 = 1_700_000_000;
 
 /// An image under construction.
 pub(crate) struct Builder {
-    writer: Writer,
+    pub(crate) writer: Writer,
     pub(crate) tree: Tree,
 }
 

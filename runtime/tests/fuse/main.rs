@@ -6,6 +6,7 @@
     reason = "a test fails by panicking and reports what it skips"
 )]
 
+mod hostile;
 mod image;
 mod kernel;
 mod mount;
