@@ -26,6 +26,8 @@ use cista_images::digest::{Digest, Hasher};
 use cista_images::output::{Output, OutputError};
 use cista_images::squashfs::reader::{ReadError, Reader};
 
+use crate::container::carried::Carried;
+
 /// Begins the last bytes of a bundle.
 const MAGIC: &[u8; 16] = b"cista bundle v1\n";
 
@@ -53,7 +55,7 @@ const FOOTER: u64 = 48;
 const ALIGNMENT: u64 = 65536;
 
 /// Longest description, in bytes.
-const MAX_DESCRIPTION: u64 = 1 << 20;
+const MAX_DESCRIPTION: u64 = 16 << 20;
 
 /// This program.
 const SELF: &str = "/proc/self/exe";
@@ -73,6 +75,9 @@ pub struct Description {
     pub created: u64,
     /// Version of the program in it.
     pub program: String,
+    /// What its maker's settings add to containers.
+    #[serde(default)]
+    pub carried: Carried,
 }
 
 /// Where the parts of a bundle are.
@@ -114,6 +119,14 @@ pub enum BundleError {
         expected: u64,
         /// Its length now, in bytes.
         actual: u64,
+    },
+    /// What is to be put in besides the image is too large.
+    #[error(
+        "the files of the settings have {length} bytes in the bundle, more than {MAX_DESCRIPTION}"
+    )]
+    TooMuch {
+        /// Their length as they are written, in bytes.
+        length: u64,
     },
     /// The program has no place for the length of a bundle.
     #[error("this program was built in a way that bundles cannot be made of it")]
@@ -313,6 +326,11 @@ pub fn create(creation: Creation<'_>) -> Result<u64, BundleError> {
     let text = serde_json::to_vec(&description).map_err(BundleError::Description)?;
     let mut end = text;
     let description_length = end.len() as u64;
+    if description_length > MAX_DESCRIPTION {
+        return Err(BundleError::TooMuch {
+            length: description_length,
+        });
+    }
     end.extend_from_slice(MAGIC);
     for number in [begin, length, description_length, 0] {
         end.extend(number.to_le_bytes());

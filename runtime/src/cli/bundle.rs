@@ -9,6 +9,7 @@ use cista_images::output::OutputError;
 use super::{Context, Outcome, import};
 use crate::bundle::{self, BundleError, Creation, Description};
 use crate::config::settings;
+use crate::container::carried::Carried;
 use crate::container::named;
 use crate::{sys, ui};
 
@@ -18,6 +19,9 @@ use crate::{sys, ui};
 /// of `start`, and a few of its own; see `BUNDLE --help`. How it runs on older systems too is told in docs/bundle.md.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// Put the files of the user's `environ.d`, `mounts.d` and `hooks.d` in
+    #[arg(short, long)]
+    all: bool,
     /// Put a checksum of the image in, for `BUNDLE --verify`
     #[arg(short, long)]
     checksum: bool,
@@ -53,6 +57,16 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
             .sources
             .switch(&settings::BUNDLE_CHECKSUM)?
             .unwrap_or(false);
+    let all = args.all
+        || context
+            .config
+            .sources
+            .switch(&settings::BUNDLE_ALL)?
+            .unwrap_or(false);
+    let carried = match all {
+        true => Carried::load(&context.config.sources)?,
+        false => Carried::default(),
+    };
     let cancel = sys::signal::cancel_on_signals()?;
     let bytes = bundle::create(Creation {
         image: &args.image,
@@ -65,6 +79,7 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
             checksum: None,
             created,
             program: env!("CARGO_PKG_VERSION").to_owned(),
+            carried,
         },
         checksum,
         cancel: &cancel,

@@ -88,7 +88,7 @@ pub(super) fn main(file: fs::File, layout: Layout, began: Duration) -> ExitCode 
     })
 }
 
-fn run(args: Args, file: fs::File, layout: Layout, began: Duration) -> Outcome {
+fn run(mut args: Args, file: fs::File, layout: Layout, began: Duration) -> Outcome {
     let description = bundle::description(&file, layout)?;
     let bundle = Bundle {
         path: own_path(&file),
@@ -96,6 +96,7 @@ fn run(args: Args, file: fs::File, layout: Layout, began: Duration) -> Outcome {
         layout,
         description,
     };
+    args.options.carry(bundle.description.carried.clone());
     if args.info {
         bundle.show();
         return Ok(ExitCode::SUCCESS);
@@ -171,6 +172,9 @@ impl Bundle {
         }
         if let Ok(target) = self.target() {
             ui::data(format_args!("target:      {}", target.display()));
+        }
+        for path in self.description.carried.paths() {
+            ui::data(format_args!("adds:        {}", path.display()));
         }
         ui::data(format_args!("created:     {created} seconds after 1970"));
         ui::data(format_args!("program:     cista {program}"));

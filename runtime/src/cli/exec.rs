@@ -7,7 +7,7 @@ use super::start::{find, open_file, program_status};
 use super::{Context, Failure, Outcome, status};
 use crate::config;
 use crate::container::join::{self, JoinError, Request};
-use crate::container::{environment, running};
+use crate::container::{environment, program, running};
 
 /// Run a program in a running container
 ///
@@ -52,6 +52,7 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
 }
 
 fn exec(args: Args, context: &Context) -> Outcome {
+    program::protect();
     let environment = args
         .env
         .iter()

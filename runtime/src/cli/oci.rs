@@ -11,6 +11,7 @@ use rustix::process::Signal;
 
 use super::start::program_status;
 use super::{Context, Failure, Outcome, status};
+use crate::container::program;
 use crate::oci::bundle::Bundle;
 use crate::oci::run::{self, Gate, RunError};
 use crate::oci::state::{self, Entry, StateError};
@@ -128,10 +129,12 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
     let entry = |name: &Named| Entry::new(&root, &name.id);
     match args.command {
         Command::Run(args) => {
+            program::protect();
             let entry = entry(&args.name)?;
             become_program(&args, &entry).map_err(with_setup_status)
         }
         Command::Create(args) => {
+            program::protect();
             let entry = entry(&args.name)?;
             create(&args, &entry)
         }

@@ -6,15 +6,16 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use super::{Context, Failure, Outcome, hints, script, status};
-use crate::config;
+use crate::config::{self, Config, Dev};
 use crate::container::additions::Additions;
+use crate::container::carried::Carried;
 use crate::container::hooks::HookError;
 use crate::container::identity_map::UserNamespaceError;
 use crate::container::image::ImageError;
 use crate::container::mounts::MountError;
 use crate::container::named::{Container, ContainerError};
 use crate::container::namespaces::Namespaces;
-use crate::container::program::ProgramError;
+use crate::container::program::{self, ProgramError};
 use crate::container::{self, Root, Spec, StartError, environment, fstab, standard, userns_help};
 use crate::devices::Request;
 use crate::devices::question::{Choice, QualifiedName};
@@ -79,6 +80,9 @@ pub(super) struct Options {
     /// Say of every device and library why it gets it or does not
     #[arg(long)]
     explain_devices: bool,
+    /// What a bundle adds.
+    #[arg(skip)]
+    carried: Carried,
     /// Mount something of the host: fields of fstab(5), separated by colons
     #[arg(short, long = "mount", value_name = "FSTAB")]
     mount: Vec<OsString>,
@@ -88,6 +92,11 @@ impl Options {
     /// The configuration script.
     pub(super) fn conf(&self) -> Option<&Path> {
         self.conf.as_deref()
+    }
+
+    /// What is added besides, before the additions of this machine and this user.
+    pub(super) fn carry(&mut self, carried: Carried) {
+        self.carried = carried;
     }
 
     /// What a script says, and nothing else.
@@ -152,8 +161,19 @@ pub(super) fn start(
     command: Vec<OsString>,
     context: &Context,
 ) -> Outcome {
-    let spec = spec(root, options, command, context)
-        .map_err(|failure| failure.with_status(status::SETUP))?;
+    let setup = |failure: Failure| failure.with_status(status::SETUP);
+    let mut additions =
+        Additions::load(&context.config.sources).map_err(|error| setup(Failure::new(error)))?;
+    options
+        .carried
+        .precede(&mut additions)
+        .map_err(|error| setup(Failure::new(error)))?;
+    let is_program_shared = (command.first()).is_some_and(|path| program::is_shared(path));
+    if is_program_shared || is_shared(&root, options, &additions, &context.config) {
+        // Before anything is read that can be read only once.
+        program::protect();
+    }
+    let spec = spec(root, options, command, additions, context).map_err(setup)?;
     if observe::is_on() {
         observe::subject(match &spec.root {
             Root::Image(path) => path.display().to_string(),
@@ -171,10 +191,22 @@ pub(super) fn start(
     }
 }
 
+/// Whether a program that runs already could change files which the container has: not where it has but an image and what is made anew for it.
+fn is_shared(root: &Root, options: &Options, additions: &Additions, config: &Config) -> bool {
+    matches!(root, Root::Container(_))
+        || !options.mount.is_empty()
+        || options.conf.is_some()
+        || !additions.mounts.is_empty()
+        || !additions.hooks.is_empty()
+        || config.mount_home
+        || config.dev == Dev::Host
+}
+
 fn spec(
     root: Root,
     options: &Options,
     command: Vec<OsString>,
+    additions: Additions,
     context: &Context,
 ) -> Result<Spec, Failure> {
     let environment = options
@@ -187,7 +219,6 @@ fn spec(
         .iter()
         .map(|option| fstab::parse_option(option))
         .collect::<Result<_, _>>()?;
-    let additions = Additions::load(&context.config.sources)?;
     let mut files = options.keep_fd.clone();
     files.extend(standard::pmi_file(&context.config, &additions));
     Ok(Spec {

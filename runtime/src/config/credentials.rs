@@ -30,7 +30,7 @@ impl CredentialPaths {
     pub fn find(sources: &Sources) -> Self {
         let path = |name: &str| sources.variable(name).map(PathBuf::from);
         let absolute = |name: &str| path(name).filter(|path| path.is_absolute());
-        let home = path("HOME");
+        let home = sources.home();
         let below_home = |name: &str| home.as_ref().map(|home| home.join(name));
         let config_home = absolute("XDG_CONFIG_HOME").or_else(|| below_home(".config"));
         let below_config = |name: &str| config_home.as_ref().map(|config| config.join(name));

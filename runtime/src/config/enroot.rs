@@ -29,8 +29,6 @@ const MAX_SIZE: u64 = 1 << 20;
 /// accepted, and passed to hooks.
 const WITHOUT_EFFECT: &[&str] = &[
     "ENROOT_ALLOW_SUPERUSER",
-    "ENROOT_BUNDLE_ALL",
-    "ENROOT_BUNDLE_CHECKSUM",
     "ENROOT_GZIP_PROGRAM",
     "ENROOT_LIBRARY_PATH",
     "ENROOT_NATIVE_OVERLAYFS",

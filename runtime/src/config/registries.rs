@@ -280,10 +280,7 @@ fn containers_files(sources: &Sources) -> Result<Vec<PathBuf>, FileError> {
         .variable("XDG_CONFIG_HOME")
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
-        .or_else(|| {
-            let home = sources.variable("HOME").map(PathBuf::from);
-            home.map(|home| home.join(".config"))
-        })
+        .or_else(|| sources.home().map(|home| home.join(".config")))
         .map(|config| config.join("containers"));
     if let Some(named) = sources.variable("CONTAINERS_REGISTRIES_CONF") {
         return Ok(vec![PathBuf::from(named)]);

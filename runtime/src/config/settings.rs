@@ -270,6 +270,10 @@ settings! {
         Kind::Switch,
         "no", "Whether containers have a host name of their own.";
 
+    BUNDLE_ALL: "bundle" "all", ["CISTA_BUNDLE_ALL"], Some("ENROOT_BUNDLE_ALL"),
+        Kind::Switch,
+        "no", "Whether bundles get the files of the user's `environ.d`, `mounts.d` and `hooks.d`, as with `-a`.";
+
     BUNDLE_CHECKSUM: "bundle" "checksum", ["CISTA_BUNDLE_CHECKSUM"], Some("ENROOT_BUNDLE_CHECKSUM"),
         Kind::Switch,
         "no", "Whether bundles get a checksum of their image, as with `-c`.";

@@ -8,6 +8,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -16,6 +17,7 @@ use super::ConfigError;
 use super::enroot::{self, Enroot};
 use super::file::{FileError, Place, TomlFile};
 use super::settings::{self, Kind, Setting};
+use crate::sys;
 
 /// Where the administrator's files are, unless `CISTA_SYSCONF_PATH` says otherwise.
 const SYSTEM_DIRECTORY: &str = "/etc/cista";
@@ -246,6 +248,19 @@ impl Sources {
         }
     }
 
+    /// The user's home directory: `HOME`, which services and jobs may lack, or what the host's database of users says.
+    #[must_use]
+    pub fn home(&self) -> Option<PathBuf> {
+        if let Some(home) = self.variable("HOME").filter(|home| !home.is_empty()) {
+            return Some(home.into());
+        }
+        self.environment.is_none().then(|| {
+            let user = sys::accounts::user(rustix::process::geteuid().as_raw())?;
+            let home = PathBuf::from(OsString::from_vec(user.home));
+            home.is_absolute().then_some(home)
+        })?
+    }
+
     /// Adds settings that win over all others: the directives of a script, with their lines. Names of enroot are understood whatever the program
     /// is called.
     #[must_use]
@@ -333,10 +348,7 @@ impl Sources {
         self.variable(name)
             .or_else(|| user_number(name))
             .or_else(|| {
-                let below_home = |path: &str| {
-                    let home = PathBuf::from(self.variable("HOME")?);
-                    Some(home.join(path).into_os_string())
-                };
+                let below_home = |path: &str| Some(self.home()?.join(path).into_os_string());
                 match name {
                     "XDG_DATA_HOME" => below_home(".local/share"),
                     "XDG_CONFIG_HOME" => below_home(".config"),
@@ -438,10 +450,7 @@ impl Sources {
         };
         match setting.kind {
             Kind::Directory { xdg, below_home } => {
-                let base = absolute(xdg).or_else(|| {
-                    let home = self.variable("HOME").map(PathBuf::from);
-                    home.map(|home| home.join(below_home))
-                });
+                let base = absolute(xdg).or_else(|| self.home().map(|home| home.join(below_home)));
                 base.map(|base| base.join(self.dialect().name()))
                     .ok_or_else(|| ConfigError::NoHome {
                         what: setting.key,

@@ -77,6 +77,26 @@ pub enum AdditionsError {
     Image(#[source] io::Error),
 }
 
+/// The files of a directory of settings that add something, in order.
+#[derive(Debug)]
+pub(super) struct Directory {
+    pub(super) environment: Vec<PathBuf>,
+    pub(super) mounts: Vec<PathBuf>,
+    pub(super) hooks: Vec<PathBuf>,
+}
+
+impl Directory {
+    pub(super) fn list(directory: &Path) -> Result<Self, FileError> {
+        let mut hooks = sources::names(&directory.join("hooks.d"), "sh")?;
+        hooks.retain(|path| is_executable(path));
+        Ok(Self {
+            environment: sources::names(&directory.join("environ.d"), "env")?,
+            mounts: sources::names(&directory.join("mounts.d"), "fstab")?,
+            hooks,
+        })
+    }
+}
+
 impl Additions {
     /// Reads what the directories of settings have.
     ///
@@ -87,18 +107,15 @@ impl Additions {
         let mut additions = Self::default();
         let directories = [&sources.system_directory, &sources.user_directory];
         for directory in directories.into_iter().flatten() {
-            for path in sources::names(&directory.join("environ.d"), "env")? {
+            let files = Directory::list(directory)?;
+            for path in files.environment {
                 additions.environment.push(read(&path)?);
             }
-            for path in sources::names(&directory.join("mounts.d"), "fstab")? {
+            for path in files.mounts {
                 let entries = fstab::parse_file(&path, &read(&path)?, &host_variable)?;
                 additions.mounts.extend(entries);
             }
-            for path in sources::names(&directory.join("hooks.d"), "sh")? {
-                if is_executable(&path) {
-                    additions.hooks.push(path);
-                }
-            }
+            additions.hooks.extend(files.hooks);
         }
         if sources.dialect() == Dialect::Enroot {
             additions.mounts.retain(|entry| !usual::has(entry));
@@ -112,7 +129,7 @@ impl Additions {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     let mut content = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut content))

@@ -11,7 +11,7 @@
 //! - [`layers`]: the root file system above it, with its upper layer filled by a [`seed`]
 //! - [`rootfs`]: paths below that root, resolved as the container will
 //! - [`usual`], [`devices`], [`home`]: what is put into every root; [`granted`]: the devices that this one gets; [`fstab`], [`mounts`]: and how
-//! - [`additions`]: what the administrator, the user and the image add to all that; [`hooks`] and the [`script`] that are run, with the `device_hooks` and the `companion` that runs those which come later; what is [`standard`]
+//! - [`additions`]: what the administrator, the user and the image add to all that; [`hooks`] and the [`script`] that are run, with the `device_hooks` and the `companion` that runs those which come later; what is [`standard`], and what a bundle has [`carried`] here
 //! - [`environment`], [`privileges`] with [`seccomp`], [`login`], [`program`]: the state and the execution of the program
 //!
 //! Besides: [`named`] containers and their [`export`], those [`running`] and how another program [`join`](mod@join)s them, [`temporary`] names on disk,
@@ -19,6 +19,7 @@
 
 pub mod accounts;
 pub mod additions;
+pub mod carried;
 pub(crate) mod companion;
 pub(crate) mod device_hooks;
 pub mod devices;

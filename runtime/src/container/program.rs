@@ -4,6 +4,9 @@
 //! that link, or a script that names it as interpreter, would execute `cista` once more, and could then write to the file through the link as
 //! soon as nobody executes it (CVE-2019-5736). Where the caller could write to that file, which an installed one does not allow an ordinary user,
 //! such a program is refused. A file of the same content that was mounted into the container is another way to it and no concern here.
+//!
+//! Between that look and the execution, programs that run already could put another script in place. Where there may be such programs, `cista` executes a
+//! copy of itself in memory first ([`protect`]), so that nothing leads to its file.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io::{self, Read as _};
@@ -12,7 +15,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
 use super::environment::{DEFAULT_PATH, Environment};
-use crate::sys::process;
+use crate::sys::{self, process};
 
 /// Why the program is not running.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +50,7 @@ pub fn execute(line: &[OsString], environment: &Environment, absent: &[OsString]
         return ProgramError::BadArguments;
     };
     let strings = environment.strings();
-    let own = own_program();
+    let forbidden = Forbidden::now();
 
     // The error of a candidate that exists is kept: a later directory may have the program, and if none has, it says more than "not found".
     let mut failure = None;
@@ -58,13 +61,13 @@ pub fn execute(line: &[OsString], environment: &Environment, absent: &[OsString]
         let Ok(path) = CString::new(candidate.as_bytes()) else {
             continue;
         };
-        if own
+        if let Some(reason) = forbidden
             .as_ref()
-            .is_some_and(|own| leads_to(&path, own, MAX_SCRIPTS))
+            .and_then(|forbidden| forbidden.reached_by(&path, MAX_SCRIPTS))
         {
             return ProgramError::CannotExecute {
                 program: candidate.to_string_lossy().into_owned(),
-                source: io::Error::other("it leads out of the container"),
+                source: io::Error::other(reason),
             };
         }
         let error = process::execute(&path, &arguments, &strings);
@@ -139,23 +142,73 @@ fn own_program() -> Option<Identity> {
     Identity::of(path)
 }
 
-/// Whether executing a path executes a file: the path leads there, or to a script whose interpreter does.
-fn leads_to(path: &CStr, file: &Identity, scripts: usize) -> bool {
-    if Identity::of(path).is_some_and(|found| found == *file) {
-        return true;
+/// Sees to it that this process does not execute the file of this program, where the caller could write to that: to be called before a program is executed
+/// where others may be running that can change files in its container. Returns where there is nothing to do, or nothing that can be done.
+pub fn protect() {
+    // A bundle has its image behind it, which is as large as it likes.
+    let is_bundle = !matches!(crate::bundle::own(), Ok(None));
+    if own_program().is_none() || sys::again::is_copy() || is_bundle {
+        return;
     }
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let mut line = Vec::new();
-    let read = rustix::fs::open(path, flags, Mode::empty())
-        .map_err(io::Error::from)
-        .and_then(|script| {
-            std::fs::File::from(script)
-                .take(MAX_SCRIPT_LINE)
-                .read_to_end(&mut line)
-        });
-    scripts > 0
-        && read.is_ok()
-        && interpreter(&line).is_some_and(|next| leads_to(&next, file, scripts - 1))
+    // Without executable files in memory the look before the execution has to do.
+    let _ = sys::again::execute_copy();
+}
+
+/// Where containers share files of the host unless they are asked not to.
+const SHARED: [&CStr; 2] = [c"/dev/shm", c"/dev/hugepages"];
+
+/// Whether a path names a file in a directory that containers share, as far as the path tells.
+#[must_use]
+pub fn is_shared(path: &OsStr) -> bool {
+    SHARED
+        .iter()
+        .any(|shared| path.as_bytes().starts_with(shared.to_bytes()))
+}
+
+/// What a program must not lead to.
+struct Forbidden {
+    /// The file of this program.
+    own: Identity,
+    /// Mounts of the host that all containers have, where others could put another script in place. None are for a copy of this program.
+    shared: Vec<u64>,
+}
+
+impl Forbidden {
+    /// None where this program's file needs no protection.
+    fn now() -> Option<Self> {
+        let own = own_program()?;
+        let mut shared = Vec::new();
+        if !sys::again::is_copy() {
+            let mount = |path: &CStr| Identity::of(path).map(|found| found.mount);
+            // Where nothing is mounted there, it is as private as the directory above.
+            let private = [mount(c"/"), mount(c"/dev")];
+            let found = SHARED.iter().map(|path| mount(path));
+            shared.extend(found.filter(|mount| !private.contains(mount)).flatten());
+        }
+        Some(Self { own, shared })
+    }
+
+    /// Whether executing a path executes what it must not: the path leads there, or to a script whose interpreter does.
+    fn reached_by(&self, path: &CStr, scripts: usize) -> Option<&'static str> {
+        let found = Identity::of(path);
+        if found.as_ref() == Some(&self.own) {
+            return Some("it leads out of the container");
+        }
+        if found.is_some_and(|found| self.shared.contains(&found.mount)) {
+            return Some("other containers could change it there");
+        }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let mut line = Vec::new();
+        rustix::fs::open(path, flags, Mode::empty())
+            .map_err(io::Error::from)
+            .and_then(|script| {
+                std::fs::File::from(script)
+                    .take(MAX_SCRIPT_LINE)
+                    .read_to_end(&mut line)
+            })
+            .ok()?;
+        self.reached_by(&interpreter(&line)?, scripts.checked_sub(1)?)
+    }
 }
 
 /// The interpreter that the first line of a script names, as the kernel reads it.
@@ -234,10 +287,12 @@ mod tests {
     fn this_program_is_found_behind_links_and_scripts() {
         let scratch = tempfile::tempdir().unwrap();
         let own = own_program().expect("who runs the tests has built them");
+        let shared = Vec::new();
+        let forbidden = Forbidden { own, shared };
         let path = |name: &str| scratch.path().join(name);
         let leads = |name: &str| {
             let path = CString::new(path(name).into_os_string().into_vec()).unwrap();
-            leads_to(&path, &own, MAX_SCRIPTS)
+            forbidden.reached_by(&path, MAX_SCRIPTS).is_some()
         };
         std::os::unix::fs::symlink("/proc/self/exe", path("link")).unwrap();
         std::fs::write(path("script"), "#!/proc/self/exe\n").unwrap();

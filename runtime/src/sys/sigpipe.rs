@@ -34,3 +34,9 @@ pub fn restore() {
     // SAFETY: neither disposition runs code of this process.
     unsafe { libc::signal(libc::SIGPIPE, disposition) };
 }
+
+/// Ignores SIGPIPE again, as Rust's runtime does: for when the program was not executed after all.
+pub fn ignore() {
+    // SAFETY: the disposition runs no code of this process.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}

@@ -1,11 +1,11 @@
 //! `cista bundle`: one executable file of an image.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cista_tests::case::{Case, TestResult, Who};
-use cista_tests::environment::TestEnvironment;
+use cista_tests::environment::{TestEnvironment, set_mode};
 use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::image::Recipe;
 use cista_tests::process;
@@ -180,6 +180,58 @@ fn it_can_be_unpacked_and_kept(environment: &TestEnvironment<'_>) -> TestResult 
     Ok(())
 }
 
+/// The user's files of settings, for whoever runs it, whose own come after.
+fn it_carries_what_its_maker_adds(environment: &TestEnvironment<'_>) -> TestResult {
+    let configure = |name: &str, content: &str| -> TestResult {
+        environment.configure(name, content)?;
+        set_mode(&environment.path("../config").join(name), 0o755)?;
+        Ok(())
+    };
+    configure("cista/environ.d/10-a.env", "FIRST=maker\nSECOND=maker\n")?;
+    configure(
+        "cista/mounts.d/10-a.fstab",
+        "tmpfs /carried tmpfs x-create=dir\n",
+    )?;
+    let hook = "#!/bin/sh\necho \"HOOKED=$ENROOT_PID\" >>\"$ENROOT_ENVIRON\"\n";
+    configure("cista/hooks.d/10-a.sh", hook)?;
+    let script = "echo $FIRST $SECOND ${HOOKED:+hooked}; ls -d /carried 2>/dev/null; ls /proc/self/fd | wc -l";
+    let run = |file: &Path| {
+        environment
+            .program(file)
+            .args(["sh", "-c", script])
+            .env("XDG_CONFIG_HOME", environment.path("elsewhere"))
+            .text()
+    };
+    let alone = run(&bundle(environment, &[])?)?;
+    let count = alone.trim().to_owned();
+    let file = bundle(environment, &["--all"])?;
+    let expected = format!("maker maker hooked\n/carried\n{count}");
+    assert_eq!(run(&file)?, expected);
+    let info = environment.program(&file).arg("-i").text()?;
+    assert!(info.contains("hooks.d/10-a.sh"), "{info}");
+    // Whoever runs it has the last word.
+    environment.directory("elsewhere")?;
+    environment.directory("elsewhere/cista")?;
+    environment.directory("elsewhere/cista/environ.d")?;
+    environment.write(
+        "elsewhere/cista/environ.d/10-b.env",
+        "SECOND=runner\n",
+        0o644,
+    )?;
+    let expected = format!("maker runner hooked\n/carried\n{count}");
+    assert_eq!(run(&file)?, expected);
+    // By the setting too; mounts that make no sense are told where it is made.
+    configure("cista/mounts.d/10-a.fstab", "/a /b none x-create=nothing\n")?;
+    let image = environment.session().imported(Recipe::Busybox)?;
+    let refused = environment
+        .cista(["bundle", "-o", "other.run"])
+        .arg(&image)
+        .env("CISTA_BUNDLE_ALL", "yes")
+        .run()?;
+    assert_clear_error(&refused, 1, &["10-a.fstab:1", "x-create"]);
+    Ok(())
+}
+
 fn what_was_cut_short_says_so(environment: &TestEnvironment<'_>) -> TestResult {
     let file = bundle(environment, &[])?;
     let whole = std::fs::read(&file).context("read", &file)?;
@@ -235,6 +287,11 @@ pub(crate) const CASES: &[Case] = &[
         "bundle::it_can_be_unpacked_and_kept",
         Who::Both,
         it_can_be_unpacked_and_kept,
+    ),
+    Case::container(
+        "bundle::it_carries_what_its_maker_adds",
+        Who::Both,
+        it_carries_what_its_maker_adds,
     ),
     Case::container(
         "bundle::what_was_cut_short_says_so",

@@ -305,6 +305,66 @@ fn the_runtime_is_not_handed_in(environment: &TestEnvironment<'_>) -> TestResult
     Ok(())
 }
 
+/// Programs that run in a container already could change a script after it was looked at: nothing leads to the runtime's file then.
+fn the_runtime_has_no_file_where_others_run(environment: &TestEnvironment<'_>) -> TestResult {
+    let own = environment.path("own");
+    std::fs::copy(environment.program_path(), &own).context("copy", &own)?;
+    set_mode(&own, 0o755)?;
+    environment.give(&own)?;
+    let image = environment.session().imported(Recipe::Busybox)?;
+    // What leads to the file of a process that is not the container's program yet: a command that waits for its standard input to be opened.
+    environment.write(
+        "hook.sh",
+        "environ() { readlink /proc/$PPID/exe >&2; }\n",
+        0o755,
+    )?;
+    let conf = environment.path("hook.sh");
+    for (options, is_copied) in [(&["--conf"][..], true), (&[], false)] {
+        let mut program = environment.program(&own).arg("start");
+        if let [option] = options {
+            program = program.arg(*option).arg(&conf);
+        }
+        let outcome = program.arg(&image).args(["cat", "/etc/issue"]).run()?;
+        assert_eq!(outcome.code(), Some(0), "{}", outcome.error_text());
+        assert_eq!(
+            outcome.error_text().contains("/memfd:cista (deleted)"),
+            is_copied,
+            "{}",
+            outcome.error_text()
+        );
+    }
+    // Elsewhere, what others could change is not executed.
+    let name = format!(
+        "cista-test-{}-{}",
+        std::process::id(),
+        environment.user().uid
+    );
+    let shared = Path::new("/dev/shm").join(&name);
+    std::fs::write(&shared, "#!/bin/sh\necho run\n").context("write", &shared)?;
+    let checked = (|| {
+        set_mode(&shared, 0o755)?;
+        let direct = environment
+            .program(&own)
+            .arg("start")
+            .arg(&image)
+            .arg(&shared)
+            .run()?;
+        assert_eq!(direct.text(), "run", "{}", direct.error_text());
+        let image = image_with(environment, "shared", "", &|layer| {
+            layer.symlink("through", &shared.to_string_lossy())?;
+            Ok(())
+        })?;
+        let refused = environment
+            .program(&own)
+            .args(["start", &image, "/through"])
+            .run()?;
+        assert_clear_error(&refused, 126, &["/through", "other containers"]);
+        Ok(())
+    })();
+    std::fs::remove_file(&shared).context("remove", &shared)?;
+    checked
+}
+
 type Fill<'a> = Box<dyn Fn(&mut LayerWriter) -> TestResult + 'a>;
 
 /// Imports the busybox image with one more layer and a working directory.
@@ -695,6 +755,12 @@ pub(crate) const CASES: &[Case] = &[
         Who::Both,
         CONTAINER,
         the_runtime_is_not_handed_in,
+    ),
+    case(
+        "hardening::the_runtime_has_no_file_where_others_run",
+        Who::Both,
+        CONTAINER,
+        the_runtime_has_no_file_where_others_run,
     ),
     case(
         "hardening::links_never_lead_to_the_host",
