@@ -111,6 +111,20 @@ impl Tree {
         &mut self.inodes[id.0 as usize]
     }
 
+    /// When something was last changed, in seconds since 1970.
+    #[must_use]
+    pub fn newest(&self) -> u32 {
+        let times = self.inodes.iter().map(|inode| inode.metadata.mtime);
+        times.max().unwrap_or(0)
+    }
+
+    /// Gives every inode a modification time, in seconds since 1970.
+    pub fn set_times(&mut self, mtime: u32) {
+        for inode in &mut self.inodes {
+            inode.metadata.mtime = mtime;
+        }
+    }
+
     /// The entry of a directory; None when `directory` is no directory or has no such entry.
     #[must_use]
     pub fn child(&self, directory: InodeId, name: &[u8]) -> Option<InodeId> {

@@ -37,7 +37,7 @@ use crate::source::{self, ResolvedImage, Source, Task};
 use crate::squashfs::compression::Compression;
 use crate::squashfs::writer::{self, WriteError, Writer};
 use crate::start_files;
-use crate::tree::{InodeId, Tree};
+use crate::tree::Tree;
 
 /// How an image is made.
 #[derive(Clone, Debug)]
@@ -406,10 +406,7 @@ fn complete(
     }
     provision.apply(&mut tree, &record.to_json()?, time, &mut writer)?;
     if let Some(time) = options.time {
-        for id in 0..tree.len() {
-            // Lossless: inodes are numbered by u32.
-            tree.inode_mut(InodeId(id as u32)).metadata.mtime = time;
-        }
+        tree.set_times(time);
     }
     let summary = writer.finish(&tree)?;
     let length = summary.file.metadata().map_err(ImportError::Length)?.len();

@@ -33,6 +33,7 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
     let cancel = sys::signal::cancel_on_signals()?;
     named::create(&Creation {
         data_path: &context.config.data_path,
+        runtime_path: &context.config.runtime_path,
         name: &name,
         image: &args.image,
         replace: args.force || context.config.force,

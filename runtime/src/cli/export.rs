@@ -8,6 +8,7 @@ use cista_images::output::OutputError;
 use rustix::thread::UnshareFlags;
 
 use super::{Context, Outcome, import};
+use crate::config::settings;
 use crate::container::export::{self, ExportError};
 use crate::container::identity_map::{self, IdMap};
 use crate::container::named::Container;
@@ -35,21 +36,23 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
     });
     let force = args.force || context.config.force;
     let threads = context.config.max_processors();
+    let time = context.config.sources.number(&settings::TIME)?;
     if !rustix::process::geteuid().is_root() {
         // As root of a namespace the owner of a file can read it whatever its permissions are. Where there is no such
         // namespace, files that cannot be read are named.
         let _ = identity_map::enter(IdMap::Single { uid: 0, gid: 0 }, UnshareFlags::empty());
     }
     let cancel = sys::signal::cancel_on_signals()?;
-    let summary = export::export(&container, &path, force, threads, &cancel).map_err(|error| {
-        let exists = matches!(error, ExportError::Output(OutputError::Exists { .. }));
-        let failure = import::failure(error, &cancel);
-        if exists {
-            failure.with_hint("`-f` replaces it, `-o` names another file")
-        } else {
-            failure
-        }
-    })?;
+    let summary =
+        export::export(&container, &path, force, time, threads, &cancel).map_err(|error| {
+            let exists = matches!(error, ExportError::Output(OutputError::Exists { .. }));
+            let failure = import::failure(error, &cancel);
+            if exists {
+                failure.with_hint("`-f` replaces it, `-o` names another file")
+            } else {
+                failure
+            }
+        })?;
     if context.verbose {
         ui::message(format!(
             "exported `{}` to `{}`: {} bytes, {} files",

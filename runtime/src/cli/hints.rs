@@ -75,6 +75,9 @@ pub(super) fn of_mount(error: &MountError) -> Option<&'static str> {
         MountError::Target { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             Some("`x-create=dir` or `x-create=file` among its options makes the mount point")
         }
+        MountError::Target { source, .. } if source.raw_os_error() == Some(libc::ELOOP) => Some(
+            "symbolic links of the image lead to it in a circle, or by `/proc`, which is not followed",
+        ),
         MountError::Filesystem { source, .. } if source.raw_os_error() == Some(libc::ENODEV) => {
             Some(
                 "`/proc/filesystems` lists what the kernel knows; a bind mount has the option `bind`",

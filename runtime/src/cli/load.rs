@@ -61,6 +61,7 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
     let image = stored::prepare(&wanted, context)?;
     named::create(&Creation {
         data_path: &context.config.data_path,
+        runtime_path: &context.config.runtime_path,
         name: &name,
         image: &image,
         replace,

@@ -39,13 +39,15 @@ fn remove(name: &OsString, force: bool, context: &Context) -> Result<(), Failure
     if !force && !ui::confirm(&question) {
         return Ok(());
     }
-    container.remove().map_err(|error| {
-        let busy = matches!(error, ContainerError::Busy { .. });
-        let failure = Failure::from(error);
-        if busy {
-            failure.with_hint("end it first; `cista list -f` shows its processes")
-        } else {
-            failure
-        }
-    })
+    container
+        .remove(&context.config.runtime_path)
+        .map_err(|error| {
+            let busy = matches!(error, ContainerError::Busy { .. });
+            let failure = Failure::from(error);
+            if busy {
+                failure.with_hint("end it first; `cista list -f` shows its processes")
+            } else {
+                failure
+            }
+        })
 }

@@ -14,7 +14,7 @@ use rustix::thread::UnshareFlags;
 
 use super::import::{ImageOptions, SourceOptions};
 use super::{Context, Failure, Outcome, start, stored};
-use crate::config::{self, Config};
+use crate::config::{self, Config, settings};
 use crate::container::additions::Additions;
 use crate::container::environment::Environment;
 use crate::container::identity_map::{self, IdMap};
@@ -427,6 +427,7 @@ impl Step<'_> {
         let name = self.request.container_name();
         let creation = Creation {
             data_path: &self.config.data_path,
+            runtime_path: &self.config.runtime_path,
             name: &name,
             image: &image,
             replace: false,
@@ -607,7 +608,7 @@ impl Step<'_> {
                 let map = IdMap::Single { uid: 0, gid: 0 };
                 let _ = identity_map::enter(map, UnshareFlags::empty());
             }
-            match save(container, path, self.config.max_processors()) {
+            match save(container, path, &self.config) {
                 Ok(()) => 0,
                 Err(failure) => {
                     ui::failure(&failure.during("saving the container"));
@@ -625,8 +626,16 @@ impl Step<'_> {
     }
 }
 
-fn save(container: &Container, path: &Path, threads: usize) -> Result<(), Failure> {
-    export::export(container, path, true, threads, &Cancel::new())?;
+fn save(container: &Container, path: &Path, config: &Config) -> Result<(), Failure> {
+    let threads = config.max_processors();
+    export::export(
+        container,
+        path,
+        true,
+        config.sources.number(&settings::TIME)?,
+        threads,
+        &Cancel::new(),
+    )?;
     Ok(())
 }
 
@@ -707,7 +716,8 @@ fn epilog(args: &EpilogArgs, context: &Context) -> Outcome {
     for name in named::names(&context.config.data_path)? {
         let text = name.to_string_lossy();
         if prefixes.iter().any(|prefix| text.starts_with(prefix)) {
-            Container::open(&context.config.data_path, &name)?.remove()?;
+            let container = Container::open(&context.config.data_path, &name)?;
+            container.remove(&context.config.runtime_path)?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -2,12 +2,14 @@
 //!
 //! What is left out: the mount points that starts made (empty, with mode 0), and the image's record of how to run it where the container's
 //! own command script has taken its place.
+//!
+//! The image depends on the container alone: exported again, an unchanged container gives the same bytes. So its time of creation is that of the newest
+//! file in it.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use cista_images::cancel::Cancel;
 use cista_images::import::record;
@@ -65,7 +67,7 @@ pub struct Summary {
     pub inodes: u32,
 }
 
-/// Writes a container to an image file.
+/// Writes a container to an image file. `time` is for all time stamps in it, in seconds since 1970 (`SOURCE_DATE_EPOCH`); None for the files' own.
 ///
 /// # Errors
 ///
@@ -74,6 +76,7 @@ pub fn export(
     container: &Container,
     path: &Path,
     overwrite: bool,
+    time: Option<u32>,
     threads: usize,
     cancel: &Cancel,
 ) -> Result<Summary, ExportError> {
@@ -84,15 +87,10 @@ pub fn export(
     };
     let options = writer::Options {
         threads,
-        mkfs_time: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| {
-                u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
-            }),
         ..writer::Options::default()
     };
     let mut writer = Writer::new(output.handle()?, options, cancel.clone()).map_err(failed)?;
-    let packed = match &container.content {
+    let mut packed = match &container.content {
         Content::Image(image) => {
             let file = fs::File::open(image).map_err(|source| ExportError::Open {
                 path: image.clone(),
@@ -113,6 +111,10 @@ pub fn export(
             pack::pack(&layers, &paths(&excluded), &mut writer, cancel)?
         }
     };
+    if let Some(time) = time {
+        packed.tree.set_times(time);
+    }
+    writer.set_mkfs_time(packed.tree.newest());
     let summary = writer.finish(&packed.tree).map_err(failed)?;
     output.commit()?;
     Ok(Summary {

@@ -308,7 +308,7 @@ impl Mounter<'_> {
 
     fn target(&self, entry: &Entry, mount: Option<&OwnedFd>) -> Result<OwnedFd, MountError> {
         let failed = |source| MountError::Target {
-            path: entry.target.clone(),
+            path: Path::new("/").join(&entry.target),
             source,
         };
         let create = match (entry.create, mount) {

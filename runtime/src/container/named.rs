@@ -14,11 +14,13 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +39,8 @@ pub const UPPER: &str = "upper";
 pub const WORK: &str = "work";
 const TREE: &str = "rootfs";
 const LOCK: &str = "lock";
+/// Locks in the run-time directory.
+const LOCKS: &str = "locks";
 
 /// How long the server of a container that has just ended may take to end too, on a busy machine.
 const SERVER_ENDS: Duration = Duration::from_millis(500);
@@ -279,7 +283,10 @@ impl Container {
     }
 
     /// Takes the right to write to the upper layer, which overlayfs gives to one mount at a time. It lasts as long as the file is open in some
-    /// process. None where the file system has no locks: then nobody can be kept out.
+    /// process.
+    ///
+    /// Where the container's file system refuses locks, one in the run-time directory does: that keeps this user's processes on this machine out, and overlayfs
+    /// has no upper layer on the file systems that several machines share. None where that has no locks either: then nobody can be kept out.
     ///
     /// The server of a container holds it, and ends a moment after the container's last process; a script's next command may come before
     /// that. So it is asked for a little longer ([`SERVER_ENDS`]).
@@ -287,18 +294,38 @@ impl Container {
     /// # Errors
     ///
     /// [`ContainerError::Busy`] where someone still has it.
-    pub fn lock_for_writing(&self) -> Result<Option<fs::File>, ContainerError> {
+    pub fn lock_for_writing(
+        &self,
+        runtime_path: &Path,
+    ) -> Result<Option<fs::File>, ContainerError> {
         let path = self.directory.join(LOCK);
-        let file = fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(system("open", &path))?;
+        let file = open_lock(&path).map_err(system("open", &path))?;
+        if self.lock(&file)? {
+            return Ok(Some(file));
+        }
+        let Ok(file) = self.elsewhere(runtime_path) else {
+            return Ok(None);
+        };
+        Ok(self.lock(&file)?.then_some(file))
+    }
+
+    /// The file in the run-time directory that stands for this container's lock.
+    fn elsewhere(&self, runtime_path: &Path) -> io::Result<fs::File> {
+        let status = fs::metadata(&self.directory)?;
+        let directory = runtime_path.join(LOCKS);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)?;
+        open_lock(&directory.join(format!("{:x}-{}", status.dev(), status.ino())))
+    }
+
+    /// Locks a file; false where it cannot be locked.
+    fn lock(&self, file: &fs::File) -> Result<bool, ContainerError> {
         let begin = Instant::now();
         loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Some(file)),
+            match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(true),
                 Err(Errno::WOULDBLOCK) if begin.elapsed() < SERVER_ENDS => {
                     std::thread::sleep(SERVER_ENDS / 100);
                 }
@@ -307,7 +334,7 @@ impl Container {
                         name: self.name.to_string_lossy().into_owned(),
                     });
                 }
-                Err(_) => return Ok(None),
+                Err(_) => return Ok(false),
             }
         }
     }
@@ -319,9 +346,9 @@ impl Container {
     /// # Errors
     ///
     /// [`ContainerError::Busy`] while someone writes to it; the path that could not be removed.
-    pub fn remove(self) -> Result<(), ContainerError> {
-        let _lock = match self.content {
-            Content::Image(_) => self.lock_for_writing()?,
+    pub fn remove(self, runtime_path: &Path) -> Result<(), ContainerError> {
+        let lock = match self.content {
+            Content::Image(_) => self.lock_for_writing(runtime_path)?,
             Content::Tree(_) => None,
         };
         let grave = temporary::path(
@@ -329,8 +356,19 @@ impl Container {
             &self.name,
         );
         fs::rename(&self.directory, &grave).map_err(system("rename", &self.directory))?;
+        // Under this name nobody looks for it. On NFS and FUSE an open file stays in its directory until it is closed.
+        drop(lock);
         remove(&grave, &self.name)
     }
+}
+
+fn open_lock(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
 }
 
 /// How a container is made.
@@ -338,6 +376,8 @@ impl Container {
 pub struct Creation<'a> {
     /// Where containers are.
     pub data_path: &'a Path,
+    /// The run-time directory, for [`Container::lock_for_writing`].
+    pub runtime_path: &'a Path,
     /// Its name.
     pub name: &'a OsStr,
     /// The image file.
@@ -426,8 +466,16 @@ fn build(
         })?;
     } else {
         keep_image(image, file, &building.join(IMAGE))?;
-        make(&building.join(UPPER), 0o755)?;
+        let upper = building.join(UPPER);
+        make(&upper, 0o755)?;
         make(&building.join(WORK), 0o755)?;
+        copy_root(reader, &upper).map_err(|source| match source {
+            RootError::Read(source) => ContainerError::Image {
+                path: image.to_owned(),
+                source,
+            },
+            RootError::Copy(source) => system("make", &upper)(source),
+        })?;
     }
     let description = Description {
         format: FORMAT,
@@ -446,6 +494,37 @@ fn build(
     fs::write(&path, text).map_err(system("write", &path))
 }
 
+/// Why the root of an upper layer is not as the image's.
+enum RootError {
+    Read(ReadError),
+    Copy(io::Error),
+}
+
+/// Gives the root of an upper layer the mode, the time and the attributes of the image's, which it stands for from now on.
+fn copy_root(reader: &Reader, upper: &Path) -> Result<(), RootError> {
+    let read = || {
+        let root = reader.inode(reader.root_ref())?;
+        let xattrs = reader.xattrs(&root)?;
+        Ok((root, xattrs))
+    };
+    let (root, xattrs) = read().map_err(RootError::Read)?;
+    let copy = || {
+        let directory = fs::File::open(upper)?;
+        for (name, value) in &xattrs {
+            if name.starts_with(b"user.") && !name.starts_with(b"user.overlay.") {
+                // A file system without such attributes keeps none of other files either.
+                let flags = XattrFlags::empty();
+                let _ = rustix::fs::fsetxattr(&directory, &**name, value, flags);
+            }
+        }
+        // The owner must be able to work in it, as in an unpacked tree.
+        let mode = u32::from(root.mode & 0o777) | 0o700;
+        directory.set_permissions(fs::Permissions::from_mode(mode))?;
+        directory.set_modified(UNIX_EPOCH + Duration::from_secs(root.mtime.into()))
+    };
+    copy().map_err(RootError::Copy)
+}
+
 /// Gives the container its name, in place of another where that was asked for.
 fn place(creation: &Creation<'_>, building: &Path, directory: &Path) -> Result<(), ContainerError> {
     match rustix::fs::renameat_with(CWD, building, CWD, directory, RenameFlags::NOREPLACE) {
@@ -462,9 +541,9 @@ fn place(creation: &Creation<'_>, building: &Path, directory: &Path) -> Result<(
         Err(Errno::EXIST | Errno::INVAL) => {}
         Err(error) => return Err(system("rename", building)(error.into())),
     }
-    let _lock = match Container::open(creation.data_path, creation.name) {
+    let lock = match Container::open(creation.data_path, creation.name) {
         Ok(container) if matches!(container.content, Content::Image(_)) => {
-            container.lock_for_writing()?
+            container.lock_for_writing(creation.runtime_path)?
         }
         _ => None,
     };
@@ -477,6 +556,7 @@ fn place(creation: &Creation<'_>, building: &Path, directory: &Path) -> Result<(
         let _ = fs::rename(&old, directory);
         return Err(system("rename", building)(error));
     }
+    drop(lock);
     remove(&old, creation.name)
 }
 
@@ -564,7 +644,7 @@ mod tests {
             ));
         }
         assert_eq!(names(scratch.path()).unwrap(), ["old"]);
-        container.remove().unwrap();
+        container.remove(scratch.path()).unwrap();
         assert!(names(scratch.path()).unwrap().is_empty());
         assert!(names(&scratch.path().join("none")).unwrap().is_empty());
     }
@@ -574,13 +654,18 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         fs::create_dir(scratch.path().join("c")).unwrap();
         let container = Container::open(scratch.path(), OsStr::new("c")).unwrap();
-        let lock = container.lock_for_writing().unwrap();
+        let lock = container.lock_for_writing(scratch.path()).unwrap();
         assert!(lock.is_some());
         assert!(matches!(
-            container.lock_for_writing(),
+            container.lock_for_writing(scratch.path()),
             Err(ContainerError::Busy { .. })
         ));
         drop(lock);
-        assert!(container.lock_for_writing().unwrap().is_some());
+        assert!(
+            container
+                .lock_for_writing(scratch.path())
+                .unwrap()
+                .is_some()
+        );
     }
 }

@@ -281,7 +281,14 @@ fn prepare_attended(
         Root::Container(container)
             if spec.writable && matches!(container.content, Content::Image(_)) =>
         {
-            container.lock_for_writing()?
+            let lock = container.lock_for_writing(&config.runtime_path)?;
+            if lock.is_none() {
+                warn(&format!(
+                    "neither `{}` nor the run-time directory has file locks: nothing keeps another start from writing to the container at the same time",
+                    container.directory.display()
+                ));
+            }
+            lock
         }
         _ => None,
     };

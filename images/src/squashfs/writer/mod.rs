@@ -352,6 +352,11 @@ impl Writer {
         Ok(())
     }
 
+    /// Changes [`Options::mkfs_time`], which may depend on what was written.
+    pub fn set_mkfs_time(&mut self, time: u32) {
+        self.options.mkfs_time = time;
+    }
+
     /// Writes the tables for a tree, whose files refer to content given before, and completes the image.
     pub fn finish(mut self, tree: &Tree) -> Result<Summary, WriteError> {
         if self.open {
