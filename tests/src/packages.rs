@@ -54,6 +54,12 @@ pub const TESTS: &[Package] = &[
         "unsquashfs",
         "reads image files, to compare with",
     ),
+    package("sshfs", "sshfs", "a file system without hard links"),
+    package(
+        "openssh-sftp-server",
+        "/usr/lib/openssh/sftp-server",
+        "what sshfs talks to",
+    ),
     package(
         "squashfuse",
         "squashfuse",

@@ -1,16 +1,20 @@
 //! Named containers: `create`, `start`, `list`, `export`, `remove`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use cista_tests::case::{CONTAINER, Case, Need, TestResult, Tier, Who};
 use cista_tests::environment::TestEnvironment;
 use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::image::{Packing, Recipe};
-use cista_tests::listing::{Listing, files_below};
+use cista_tests::listing::{Listing, files_below, hash_of_file};
 use cista_tests::program::Program;
 use rustix::process::Signal;
 
 use super::bad_input::assert_clear_error;
+
+/// How long to wait for what should happen at once.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// `cista create -n NAME` of an image, which has to succeed.
 fn create(
@@ -242,6 +246,84 @@ fn a_running_container_is_not_removed(environment: &TestEnvironment<'_>) -> Test
     Ok(())
 }
 
+/// A container's file system that refuses flock(2): the run-time directory has the lock then; where that has none either, a warning says what follows.
+fn writers_keep_each_other_out_without_file_locks(environment: &TestEnvironment<'_>) -> TestResult {
+    create(environment, "w", Recipe::Busybox, &[])?;
+    let lock = environment.path("../data/w/lock");
+    let refusing = |only: Option<&Path>, script: &str| {
+        let mut program = environment
+            .program("strace")
+            .args(["-f", "-qqq", "-e", "trace=flock"])
+            .args(["-e", "inject=flock:error=ENOLCK", "-o", "trace"]);
+        if let Some(path) = only {
+            program = program.arg("-P").arg(path);
+        }
+        program
+            .arg(environment.program_path())
+            .args(["start", "-w", "w", "sh", "-c", script])
+    };
+    let mut writer = refusing(Some(&lock), "echo ready; cat")
+        .stdin_pipe()
+        .spawn()?;
+    writer.wait_for_stdout("ready", LIMIT)?;
+    let second = refusing(Some(&lock), "true").run()?;
+    assert_clear_error(&second, 125, &["`w`", "write access"]);
+    writer.close_stdin();
+    writer.wait()?;
+    let unlocked = refusing(None, "echo hi >/x").run()?;
+    assert_eq!(unlocked.code(), Some(0), "{}", unlocked.error_text());
+    assert!(
+        unlocked.error_text().contains("has file locks"),
+        "{}",
+        unlocked.error_text()
+    );
+    assert_eq!(sh(environment, &["-w"], "w", "cat /x")?, "hi");
+    Ok(())
+}
+
+/// An export depends on the container alone: not on when it is made, nor on starts that changed nothing.
+fn exports_of_an_unchanged_container_are_the_same(environment: &TestEnvironment<'_>) -> TestResult {
+    let export = |container: &str, epoch: Option<&str>| -> Result<String, HarnessError> {
+        let file = environment.path("out.sqsh");
+        let program = environment.cista(["export", "-f", "-o", "out.sqsh", container]);
+        match epoch {
+            Some(epoch) => program.env("SOURCE_DATE_EPOCH", epoch),
+            None => program,
+        }
+        .check()?;
+        hash_of_file(&file)
+    };
+    let recipe = Recipe::Busybox;
+    for (first, second, options) in [("a", "b", &[][..]), ("c", "d", &["--unpack"])] {
+        create(environment, first, recipe, options)?;
+        let exported = export(first, None)?;
+        // Time stamps have seconds.
+        std::thread::sleep(Duration::from_millis(1100));
+        environment.cista(["start", first, "true"]).check()?;
+        assert_eq!(export(first, None)?, exported, "{first}");
+        create(environment, second, recipe, options)?;
+        assert_eq!(export(second, None)?, exported, "{second}");
+        // What a start with write access adds, it adds once.
+        let start = || environment.cista(["start", "-w", first, "true"]).check();
+        start()?;
+        let started = export(first, None)?;
+        std::thread::sleep(Duration::from_millis(1100));
+        start()?;
+        assert_eq!(export(first, None)?, started, "{first}");
+        // One time for everything.
+        let dated = export(first, Some("86400"))?;
+        assert_ne!(dated, started);
+        let files = Program::new("unsquashfs")
+            .args(["-UTC", "-lls"])
+            .arg(environment.path("out.sqsh"))
+            .text()?;
+        for line in files.lines().filter(|line| line.contains("squashfs-root")) {
+            assert!(line.contains("1970-01-02 00:00"), "{line}");
+        }
+    }
+    Ok(())
+}
+
 fn an_export_does_not_overwrite(environment: &TestEnvironment<'_>) -> TestResult {
     create(environment, "x", Recipe::Busybox, &[])?;
     environment.write("x.sqsh", "precious", 0o644)?;
@@ -404,6 +486,23 @@ pub(crate) const CASES: &[Case] = &[
         Who::Both,
         CONTAINER,
         an_export_has_files_that_nobody_may_read,
+    ),
+    case(
+        "containers::exports_of_an_unchanged_container_are_the_same",
+        Who::Both,
+        CONTAINER,
+        exports_of_an_unchanged_container_are_the_same,
+    ),
+    case(
+        "containers::writers_keep_each_other_out_without_file_locks",
+        Who::User,
+        &[
+            Need::Image(Recipe::Busybox),
+            Need::UserNamespaces,
+            Need::Fuse,
+            Need::Program("strace"),
+        ],
+        writers_keep_each_other_out_without_file_locks,
     ),
     case(
         "containers::an_export_does_not_overwrite",

@@ -1,14 +1,18 @@
 //! What users of enroot find when the program is called `enroot`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use cista_tests::case::{Case, Need, TestResult, Tier, Who};
-use cista_tests::environment::TestEnvironment;
+use cista_tests::environment::{TestEnvironment, set_mode};
 use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::image::Recipe;
 use cista_tests::program::Program;
 
 use super::config::put;
+
+/// How long to wait for what should happen at once.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// The program by the name of enroot, with files of settings in `work/etc`.
 pub(crate) fn enroot(
@@ -158,6 +162,120 @@ const fn case(name: &'static str, run: fn(&TestEnvironment<'_>) -> TestResult) -
     }
 }
 
+/// The command lines that stand in people's scripts, from an import to a removal, with hooks, a configuration script and what pyxis reads.
+fn a_day_with_enroot(environment: &TestEnvironment<'_>) -> TestResult {
+    let run = |args: &[&str]| -> Result<String, HarnessError> { enroot(environment, args)?.text() };
+    let image = environment.session().images().get(Recipe::Busybox)?;
+    let uri = format!("oci:{}", image.layout.root().display());
+    run(&["import", "--output", "box.sqsh", &uri])?;
+    run(&["create", "--name", "box", "box.sqsh"])?;
+    run(&["create", "--force", "--name=box", "--", "box.sqsh"])?;
+    run(&["create", "box.sqsh", "-n", "other"])?;
+    assert_eq!(run(&["list"])?, "box\nother");
+
+    let configuration = environment.home().with_file_name("config").join("enroot");
+    let put = |name: &str, text: &str| -> TestResult {
+        environment.configure(&format!("enroot/{name}"), text)?;
+        set_mode(&configuration.join(name), 0o755)?;
+        Ok(())
+    };
+    put("environ.d/10-a.env", "OF_FILE=1\n")?;
+    put(
+        "mounts.d/10-a.fstab",
+        "tmpfs /scratch tmpfs x-create=dir,rw,nosuid 0 0\n",
+    )?;
+    let hook = "#!/bin/bash\nset -eu\n[ -d \"${ENROOT_ROOTFS}/etc\" ] && kill -0 \"${ENROOT_PID}\"\n\
+                echo \"OF_HOOK=1\" >>\"${ENROOT_ENVIRON}\"\n\
+                echo '/etc /hooked none x-create=dir,bind,ro' >>\"${ENROOT_MOUNTS}\"\n";
+    put("hooks.d/10-a.sh", hook)?;
+    environment.write(
+        "conf.sh",
+        "#ENROOT_REMAP_ROOT=y\n#ENROOT_ROOTFS_WRITABLE=y\nenviron() { echo OF_CONF=1; }\n\
+         mounts() { echo '/etc /conf none x-create=dir,bind,ro'; }\n\
+         hooks() { echo hi >\"${ENROOT_ROOTFS}/of-hooks\"; }\n\
+         rc() { echo \"rc: $*\"; exec \"$@\"; }\n",
+        0o644,
+    )?;
+    let script = "echo $GIVEN $OF_FILE $OF_HOOK $(id -u); ls -d /mnt/passwd /scratch /hooked; echo kept >/home/kept";
+    let mount = "/etc:/mnt:none:bind,ro,x-create=dir";
+    let seen = run(&[
+        "start",
+        "--root",
+        "--rw",
+        "-m",
+        mount,
+        "-e",
+        "GIVEN=yes",
+        "box",
+        "sh",
+        "-c",
+        script,
+    ])?;
+    assert_eq!(seen, "yes 1 1 0\n/hooked\n/mnt/passwd\n/scratch");
+    let script = "echo $OF_CONF $(id -u); cat /of-hooks /home/kept; ls -d /conf";
+    let seen = run(&["start", "--conf", "conf.sh", "box", "sh", "-c", script])?;
+    let told = format!("rc: sh -c {script}\n1 0\nhi\nkept\n/conf");
+    assert_eq!(seen, told);
+
+    // As pyxis does it: the second column of the first line that begins with the name.
+    let mut running = enroot(environment, &["start", "box", "sh", "-c", "echo up; cat"])?
+        .stdin_pipe()
+        .spawn()?;
+    running.wait_for_stdout("up", LIMIT)?;
+    let table = run(&["list", "-f"])?;
+    let mut lines = table.lines();
+    let titles: Vec<&str> = lines
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let expected = "NAME PID COMM STATE STARTED TIME MNTNS USERNS COMMAND";
+    assert_eq!(titles.join(" "), expected);
+    let pid = lines
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .find(|fields| fields.first() == Some(&"box"))
+        .and_then(|fields| fields.get(1).map(|pid| (*pid).to_owned()));
+    assert_eq!(pid, Some(running.pid().to_string()), "{table}");
+    let inside = run(&[
+        "exec",
+        "-e",
+        "X=2",
+        &running.pid().to_string(),
+        "sh",
+        "-c",
+        "echo $OF_FILE $X",
+    ])?;
+    assert_eq!(inside, "1 2");
+    running.close_stdin();
+    running.wait()?;
+
+    run(&["export", "--output", "exported.sqsh", "box"])?;
+    let kept = run(&["start", "exported.sqsh", "cat", "/home/kept"])?;
+    assert_eq!(kept, "kept");
+    environment.write(
+        "job.batch",
+        "#ENROOT_ROOTFS=exported.sqsh\nrc() { echo \"batch: $*\"; }\n",
+        0o644,
+    )?;
+    assert_eq!(
+        run(&["batch", "job.batch", "one", "two"])?,
+        "batch: one two"
+    );
+    run(&["bundle", "-f", "-o", "box.run", "exported.sqsh"])?;
+    let bundled = environment.program(environment.path("box.run"));
+    assert_eq!(bundled.args(["cat", "/home/kept"]).text()?, "kept");
+    let asked = enroot(environment, &["remove", "other"])?.run()?;
+    assert!(
+        asked.error_text().contains("[y/N]"),
+        "{}",
+        asked.error_text()
+    );
+    assert_eq!(run(&["list"])?, "box\nother");
+    run(&["remove", "--force", "box", "other"])?;
+    assert_eq!(run(&["list"])?, "");
+    Ok(())
+}
+
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[
     case(
@@ -168,6 +286,7 @@ pub(crate) const CASES: &[Case] = &[
         "enroot::the_version_is_one_of_enroot",
         the_version_is_one_of_enroot,
     ),
+    case("enroot::a_day_with_enroot", a_day_with_enroot),
     case("enroot::settings_of_enroot_count", settings_of_enroot_count),
     case(
         "enroot::devices_are_those_of_the_host_unless_restricted",

@@ -43,6 +43,7 @@ mod observe;
 mod oci;
 mod oracle;
 mod policy;
+mod poor_file_systems;
 mod progress;
 mod registries;
 mod run;
@@ -98,6 +99,7 @@ fn main() -> ExitCode {
         messages::CASES,
         exit_codes::CASES,
         policy::CASES,
+        poor_file_systems::CASES,
         registries::CASES,
         oci::CASES,
         run::CASES,
