@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{Gid, Uid};
@@ -67,6 +68,9 @@ const NOT_PASSED_ON: &[&str] = &[
     "PMI_FD",
 ];
 
+/// How long slurmstepd waits until what was left is removed.
+const REMOVES: Duration = Duration::from_secs(3);
+
 /// The first file of a process besides standard input, output and error that is searched for a terminal, and the last.
 const FILES: std::ops::Range<i32> = 3..256;
 
@@ -91,18 +95,11 @@ impl Waiting {
     /// A text for the user.
     pub(crate) fn go(
         &self,
-        mut environment: Vec<OsString>,
+        environment: Vec<OsString>,
         uid: Option<u32>,
         waits: bool,
     ) -> Result<(), String> {
-        // `srun --export=NONE` leaves nothing by which the user's settings, logins and containers could be found.
-        if !environment.iter().any(|it| name_of(it) == "HOME")
-            && let Some(home) = uid.and_then(process::home)
-        {
-            let mut assignment = OsString::from("HOME=");
-            assignment.push(home);
-            environment.push(assignment);
-        }
+        let environment = with_home(environment, uid);
         let mut text = Text::new();
         for assignment in passed_on(environment) {
             text.add("env", OsStr::from_bytes(assignment.as_bytes()));
@@ -114,6 +111,44 @@ impl Waiting {
             })
             .map_err(|error| format!("cannot start `cista`: {error}"))
     }
+}
+
+/// `srun --export=NONE` leaves nothing by which the user's settings, logins and containers could be found.
+fn with_home(mut environment: Vec<OsString>, uid: Option<u32>) -> Vec<OsString> {
+    if !environment.iter().any(|it| name_of(it) == "HOME")
+        && let Some(home) = uid.and_then(process::home)
+    {
+        let mut assignment = OsString::from("HOME=");
+        assignment.push(home);
+        environment.push(assignment);
+    }
+    environment
+}
+
+/// Has `cista`, as the job's user, remove what a holder that was killed has left on disk of a container that ends with the step. To be called in slurmstepd, which
+/// nobody kills with the step's processes.
+pub(crate) fn remove_leftovers(spank: &Spank, program: &Path) {
+    let (Some(uid), Some(gid), Some(job), Some(step)) =
+        (spank.uid(), spank.gid(), spank.job(), spank.step())
+    else {
+        return;
+    };
+    let environment = with_home(spank.environment().unwrap_or_default(), Some(uid));
+    let owner = CString::new(format!("{job}.{step}")).unwrap_or_default();
+    let program = Program::new(
+        CString::new(program.as_os_str().as_bytes()).unwrap_or_default(),
+        vec![c"cista".into(), c"slurm".into(), c"epilog".into(), owner],
+        passed_on(environment),
+    );
+    let groups = spank.groups().unwrap_or_else(|| vec![gid]);
+    let groups: Vec<Gid> = groups.into_iter().map(Gid::from_raw).collect();
+    process::run_as(
+        &program,
+        Uid::from_raw(uid),
+        Gid::from_raw(gid),
+        &groups,
+        REMOVES,
+    );
 }
 
 /// Prepares the start of the holder.

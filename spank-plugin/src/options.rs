@@ -131,6 +131,10 @@ const VARIABLES: [(&str, Meaning); 15] = [
 /// Longest value, in bytes: more than the kernel takes as a path.
 const MAX_VALUE: usize = 64 << 10;
 
+/// What is said of a password.
+const PASSWORD: &str =
+    "a password does not belong into a reference, where others see it: `cista login` stores it";
+
 /// Namespaces that a container can have of its own.
 const NAMESPACES: [&str; 3] = ["net", "ipc", "uts"];
 
@@ -346,7 +350,11 @@ impl Options {
             }
             Text::Workdir | Text::Save => Ok(()),
         };
-        checked.map_err(|problem| format!("{shown}: `{}` {problem}", value.display()))?;
+        checked.map_err(|problem| match problem.as_str() {
+            // The value is not repeated, since it is a secret.
+            PASSWORD => format!("{shown}: {PASSWORD}"),
+            _ => format!("{shown}: `{}` {problem}", value.display()),
+        })?;
         match self.text_mut(which) {
             Some(before) if before != value => Err(format!(
                 "{shown}: given twice, as `{}` and as `{}`",
@@ -383,6 +391,9 @@ impl Options {
         check_length(shown, value)?;
         for item in value.as_bytes().split(|&byte| byte == b',') {
             let item = OsStr::from_bytes(item);
+            if item.is_empty() {
+                return Err(format!("{shown}: `{}` has an empty part", value.display()));
+            }
             let checked = match which {
                 List::Mounts => check_mount(item),
                 List::Environment => check_variable(item),
@@ -444,8 +455,21 @@ fn check_image(image: &OsStr) -> Result<(), String> {
     if bytes.ends_with(b":") || bytes.ends_with(b"/") || bytes.ends_with(b"@") {
         return Err("is no reference to an image: something is missing at its end".into());
     }
-    if image == "-" {
+    if image == "-" || bytes.starts_with(b":") {
         return Err("is no reference to an image".into());
+    }
+    let text = image.to_string_lossy();
+    let (scheme, rest) = text.split_once("://").unwrap_or(("docker", &text));
+    if !["docker", "dockerd", "podman"].contains(&scheme) {
+        return Err(
+            "is no reference to an image: `docker://`, `dockerd://` and `podman://` are known, and URIs of files such as `oci:PATH`"
+                .into(),
+        );
+    }
+    // `USER:PASSWORD@REGISTRY#IMAGE`, where every process list would show it. A digest has the sign too.
+    let (user, behind) = rest.split_once('@').unwrap_or_default();
+    if user.contains(':') && !user.contains('/') && !behind.starts_with("sha") {
+        return Err(PASSWORD.into());
     }
     Ok(())
 }
@@ -648,6 +672,8 @@ mod tests {
             ("container-image", "debian"),
             ("container-image", "nvcr.io#nvidia/pytorch:24.01-py3"),
             ("container-image", "docker://user@registry:5000/x@sha256:00"),
+            ("container-image", "image:tag@sha256:00"),
+            ("container-image", "dockerd://image:tag"),
             ("container-image", "oci-archive:/images/x.tar:tag"),
             ("container-image", "./x.sqsh"),
             (
@@ -680,6 +706,10 @@ mod tests {
             ("container-image", "debian:"),
             ("container-image", "/images/"),
             ("container-image", "-"),
+            ("container-image", ":tag"),
+            ("container-image", "ftp://x/y"),
+            ("container-image", "user:secret@registry#image"),
+            ("container-image", "docker://user:secret@registry/image"),
             ("container-mounts", ""),
             ("container-mounts", "/a,"),
             ("container-mounts", "/a:"),
@@ -713,6 +743,7 @@ mod tests {
         ] {
             let error = parse(&[(name, value)]).unwrap_err();
             assert!(error.starts_with(&format!("--{name}: ")), "{error}");
+            assert!(!error.contains("secret"), "{error}");
         }
     }
 

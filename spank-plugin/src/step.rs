@@ -53,6 +53,8 @@ pub(crate) struct Step {
     waiting: Option<Waiting>,
     /// Why there will be no container.
     failure: Option<String>,
+    /// Whether the holder has removed what it had put on disk for the step.
+    is_finished: bool,
 }
 
 /// The options are known.
@@ -231,10 +233,10 @@ pub(crate) fn task_has_ended(spank: &Spank) {
             return is_last;
         }
         if is_last && (saves || has_importer) && step.was_joined() {
-            let finished = step
-                .ask(wire::FINISH, true)
-                .is_some_and(|(byte, _)| byte == wire::YES);
-            if saves && !finished {
+            let answer = step.ask(wire::FINISH, true);
+            step.is_finished = answer.is_some();
+            let is_saved = answer.is_some_and(|(byte, _)| byte == wire::YES);
+            if saves && !is_saved {
                 message::error("the container was not saved");
             }
         }
@@ -242,13 +244,14 @@ pub(crate) fn task_has_ended(spank: &Spank) {
     });
     if is_last {
         // Before Slurm removes the step's control groups, which it tries once: it cannot while the holder is in them.
-        end();
+        end(spank);
     }
 }
 
-/// The step has ended: so does the holder.
-pub(crate) fn end() {
+/// The step has ended: so does the holder. A container that is to be saved is on disk until then; a holder that was killed with the step could not remove it.
+pub(crate) fn end(spank: &Spank) {
     let step = state::with(|state| state.step.take());
+    let is_finished = step.as_ref().is_none_or(|step| step.is_finished);
     if let Some(step) = step {
         let Step {
             requests,
@@ -262,6 +265,18 @@ pub(crate) fn end() {
         let _ = wire::send(&requests, wire::OVER, None);
         drop(requests);
         messages.pass_on_until_closed(ENDS);
+    }
+    if is_finished {
+        return;
+    }
+    let program = state::with(|state| match &state.arguments {
+        Some(Ok(arguments)) if state.options.save.is_some() && state.options.name.is_none() => {
+            Some(arguments.program.clone())
+        }
+        _ => None,
+    });
+    if let Some(program) = program {
+        holder::remove_leftovers(spank, &program);
     }
 }
 
@@ -289,6 +304,7 @@ impl Step {
             was_killed: false,
             waiting: None,
             failure: None,
+            is_finished: false,
         })
     }
 

@@ -78,6 +78,11 @@ pub(super) fn of_mount(error: &MountError) -> Option<&'static str> {
         MountError::Target { source, .. } if source.raw_os_error() == Some(libc::ELOOP) => Some(
             "symbolic links of the image lead to it in a circle, or by `/proc`, which is not followed",
         ),
+        MountError::Attach { source, .. }
+            if matches!(source.raw_os_error(), Some(libc::EINVAL | libc::ENOTDIR)) =>
+        {
+            Some("a directory can be mounted onto a directory, and a file onto a file")
+        }
         MountError::Filesystem { source, .. } if source.raw_os_error() == Some(libc::ENODEV) => {
             Some(
                 "`/proc/filesystems` lists what the kernel knows; a bind mount has the option `bind`",

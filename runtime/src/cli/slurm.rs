@@ -2,14 +2,17 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::num::ParseIntError;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode, Stdio};
+use std::str::FromStr;
 use std::time::Instant;
 
 use cista_images::cancel::Cancel;
 use cista_images::unpack;
+use rustix::fs::Access;
 use rustix::thread::UnshareFlags;
 
 use super::import::{ImageOptions, SourceOptions};
@@ -52,7 +55,7 @@ pub(super) struct Args {
 enum Command {
     /// Hold the container of a step
     Step(StepArgs),
-    /// Remove what a job has left: containers that belong to it
+    /// Remove what a job or a step of it has left: containers that belong to it
     Epilog(EpilogArgs),
 }
 
@@ -65,9 +68,43 @@ pub(super) struct StepArgs {
 
 #[derive(Debug, clap::Args)]
 struct EpilogArgs {
-    /// The job; that of the environment when left out
-    #[arg(value_name = "JOB")]
-    job: Option<u32>,
+    /// The job, or one of its steps; the job of the environment when left out
+    #[arg(value_name = "JOB[.STEP]")]
+    owner: Option<Owner>,
+}
+
+/// Who has containers of its own: a job, or a step of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owner {
+    job: u32,
+    step: Option<u32>,
+}
+
+impl FromStr for Owner {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (job, step) = match text.split_once('.') {
+            Some((job, step)) => (job, Some(step.parse()?)),
+            None => (text, None),
+        };
+        let job = job.parse()?;
+        Ok(Self { job, step })
+    }
+}
+
+impl Owner {
+    /// Whether a container is its own, by the name on disk.
+    fn has(self, name: &OsStr) -> bool {
+        let name = name.to_string_lossy();
+        let job = self.job;
+        match self.step {
+            Some(step) => name == format!("pyxis_{job}.{step}"),
+            None => [format!("pyxis_{job}_"), format!("pyxis_{job}.")]
+                .iter()
+                .any(|prefix| name.starts_with(prefix)),
+        }
+    }
 }
 
 impl Args {
@@ -120,6 +157,8 @@ enum StepError {
     NotRunning { name: String },
     #[error("there is no container `{name}`, and no image to make it of")]
     NoImage { name: String },
+    #[error("cannot save the container as `{path}`")]
+    Save { path: PathBuf, source: io::Error },
     #[error("cannot execute `/proc/self/exe`")]
     Again(#[source] io::Error),
     #[error("`{importer} get` failed")]
@@ -150,6 +189,9 @@ fn step(args: StepArgs, context: &Context) -> Outcome {
         helper: helper.map(|socket| Helper::new(socket, request.image_mount)),
         request,
     };
+    if let Some(path) = &step.request.save {
+        check_save(path)?;
+    }
     let found = step.find()?;
     let ((handles, is_ours), image, keeper) = match found {
         Found::Running(container, pid) => (
@@ -198,6 +240,23 @@ fn step(args: StepArgs, context: &Context) -> Outcome {
         let _ = channel::send(socket, byte, &[]);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the container can be saved, as far as can be told before hours of work are done in it.
+fn check_save(path: &Path) -> Result<(), StepError> {
+    let failed = |source: io::Error| StepError::Save {
+        path: path.to_owned(),
+        source,
+    };
+    if path.is_dir() {
+        return Err(failed(io::ErrorKind::IsADirectory.into()));
+    }
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    rustix::fs::access(directory, access).map_err(|error| failed(error.into()))
 }
 
 /// The settings, with what the step asks for.
@@ -708,17 +767,48 @@ fn epilog(args: &EpilogArgs, context: &Context) -> Outcome {
             .parse()
             .ok()
     };
-    let job: u32 = args.job.or_else(of_environment).ok_or_else(|| {
+    let owner: Owner = args.owner.or_else(of_environment).ok_or_else(|| {
         Failure::new(io::Error::other("there is no job"))
             .with_hint("name it, or let Slurm execute this as a part of its epilog")
     })?;
-    let prefixes = [format!("pyxis_{job}_"), format!("pyxis_{job}.")];
-    for name in named::names(&context.config.data_path)? {
-        let text = name.to_string_lossy();
-        if prefixes.iter().any(|prefix| text.starts_with(prefix)) {
-            let container = Container::open(&context.config.data_path, &name)?;
+    let data_path = &context.config.data_path;
+    for name in named::names(data_path)? {
+        if owner.has(&name) {
+            let container = Container::open(data_path, &name)?;
             container.remove(&context.config.runtime_path)?;
         }
     }
+    for (path, name) in temporary::unfinished(data_path) {
+        // Its holder may still live, and be at it.
+        if owner.has(&name)
+            && let Err(error) = unpack::remove_tree(&path)
+            && path.exists()
+        {
+            return Err(error.into());
+        }
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_of_jobs_and_steps() {
+        let has = |owner: &str, name: &str| owner.parse::<Owner>().unwrap().has(OsStr::new(name));
+        assert!(has("7", "pyxis_7_name") && has("7", "pyxis_7.0") && has("7.0", "pyxis_7.0"));
+        for (owner, name) in [
+            ("7", "pyxis_71_name"),
+            ("7", "pyxis_name"),
+            ("7.0", "pyxis_7_name"),
+            ("7.0", "pyxis_7.01"),
+            ("7.1", "pyxis_7.0"),
+        ] {
+            assert!(!has(owner, name), "{owner} {name}");
+        }
+        for text in ["", "x", "7.", ".0", "7.0.1", "-7"] {
+            assert!(text.parse::<Owner>().is_err(), "{text}");
+        }
+    }
 }

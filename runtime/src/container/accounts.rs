@@ -3,6 +3,9 @@
 //! Programs ask these files for names and home directories, and an image does not know the user who starts it. So, as
 //! enroot does, the entries of root, nobody and the user come first, then those of the image that they do not replace.
 
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
 use crate::sys::accounts;
 
 /// Who runs the container's program, as seen inside.
@@ -12,6 +15,8 @@ pub struct Identity {
     pub user: accounts::User,
     /// Name of the user's group.
     pub group: Vec<u8>,
+    /// Other groups that the user has inside: names and numbers.
+    pub other_groups: Vec<(Vec<u8>, u32)>,
 }
 
 /// The user and group of the kernel's overflow ids: what an id shows as that has no mapping.
@@ -20,6 +25,9 @@ const NOBODY: u32 = 65534;
 /// Where the name of a user stands in the simple case, and is found without the C library's name service.
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
+
+/// How long a start asks for the names of groups.
+const NAME_SERVICE: Duration = Duration::from_millis(5);
 
 /// Looks the user up on the host: in the files first, since that costs a tenth of asking the name service.
 ///
@@ -40,16 +48,36 @@ pub fn host_identity(uid: u32, gid: u32) -> Identity {
         });
     let group_file = std::fs::read(GROUP).unwrap_or_default();
     let group = lines(&group_file)
-        .find_map(|line| {
-            let mut fields = line.split(|&byte| byte == b':');
-            let name = fields.next()?;
-            (number(fields.nth(1)?)? == gid).then(|| name.to_vec())
-        })
+        .filter_map(parse_group)
+        .find_map(|(name, number)| (number == gid).then(|| name.to_vec()))
         .or_else(|| accounts::group_name(gid))
         .unwrap_or_else(|| gid.to_string().into_bytes());
     Identity {
         user: accounts::User { uid, gid, ..user },
         group,
+        other_groups: Vec::new(),
+    }
+}
+
+/// Adds the other groups of the calling process, where it will have them inside. A group without a name stays a number, and so does one whose name the
+/// name service does not tell soon: they are but names.
+pub fn add_groups(identity: &mut Identity) {
+    let groups = rustix::process::getgroups().unwrap_or_default();
+    let file = std::fs::read(GROUP).unwrap_or_default();
+    let of_file: HashMap<u32, &[u8]> = lines(&file)
+        .filter_map(parse_group)
+        .map(|(name, number)| (number, name))
+        .collect();
+    let deadline = Instant::now() + NAME_SERVICE;
+    for group in groups.into_iter().map(rustix::process::Gid::as_raw) {
+        let by_service = || (Instant::now() < deadline).then(|| accounts::group_name(group));
+        let name = match of_file.get(&group) {
+            Some(name) => Some(name.to_vec()),
+            None => by_service().flatten(),
+        };
+        if let Some(name) = name.filter(|_| group != 0 && group != identity.user.gid) {
+            identity.other_groups.push((name, group));
+        }
     }
 }
 
@@ -66,6 +94,7 @@ pub fn root_identity(shell: Vec<u8>) -> Identity {
             shell,
         },
         group: b"root".to_vec(),
+        other_groups: Vec::new(),
     }
 }
 
@@ -126,6 +155,18 @@ pub fn group(identity: &Identity, image: &[u8], debian: bool) -> Vec<u8> {
         content.extend_from_slice(&identity.group);
         content.extend_from_slice(format!(":x:{}:\n", identity.user.gid).as_bytes());
     }
+    for (name, number) in &identity.other_groups {
+        // What the image calls so, or by this number, is the image's.
+        let is_known = lines(image)
+            .filter_map(parse_group)
+            .any(|(known, of_known)| known == name || of_known == *number);
+        if !is_known && !names.contains(&name.as_slice()) {
+            content.extend_from_slice(name);
+            content.extend_from_slice(format!(":x:{number}:").as_bytes());
+            content.extend_from_slice(&identity.user.name);
+            content.push(b'\n');
+        }
+    }
     append_others(&mut content, image, &names, debian);
     content
 }
@@ -150,6 +191,12 @@ fn lines(file: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 fn number(field: &[u8]) -> Option<u32> {
     std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+/// Name and number of a group.
+fn parse_group(line: &[u8]) -> Option<(&[u8], u32)> {
+    let mut fields = line.split(|&byte| byte == b':');
+    Some((fields.next()?, number(fields.nth(1)?)?))
 }
 
 fn parse_user(line: &[u8]) -> Option<accounts::User> {
@@ -182,7 +229,26 @@ mod tests {
                 shell: b"/bin/zsh".to_vec(),
             },
             group: b"users".to_vec(),
+            other_groups: Vec::new(),
         }
+    }
+
+    #[test]
+    fn other_groups_follow_where_the_image_has_none_like_them() {
+        let identity = Identity {
+            other_groups: vec![
+                (b"lab".to_vec(), 61_001),
+                (b"video".to_vec(), 39),
+                (b"render".to_vec(), 44),
+            ],
+            ..identity("u")
+        };
+        let image = b"root:x:0:\nvideo:x:44:\n";
+        let content = String::from_utf8(group(&identity, image, false)).unwrap();
+        assert_eq!(
+            content,
+            "root:x:0:\nnogroup:x:65534:\nusers:x:100:\nlab:x:61001:u\nvideo:x:44:\n"
+        );
     }
 
     #[test]

@@ -267,11 +267,14 @@ fn prepare_attended(
         rustix::process::getegid().as_raw(),
     );
     let host_identity = accounts::host_identity(uid, gid);
-    let identity = if spec.remap_root {
+    let mut identity = if spec.remap_root {
         accounts::root_identity(host_identity.user.shell)
     } else {
         host_identity
     };
+    if spec.helper.is_some() {
+        accounts::add_groups(&mut identity);
+    }
     let map = id_map(uid, gid, spec.remap_root);
     let (inner_uid, inner_gid) = (identity.user.uid, identity.user.gid);
 

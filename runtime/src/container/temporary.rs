@@ -41,11 +41,32 @@ pub fn remove_leftovers(directory: &Path) {
     }
 }
 
+/// What is being built or removed in a directory, or was when its process died: each path, and the name that it is for.
+#[must_use]
+pub fn unfinished(directory: &Path) -> Vec<(PathBuf, OsString)> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for entry in entries.flatten() {
+        if let Some((_, name)) = parts(&entry.file_name()) {
+            found.push((entry.path(), name.to_owned()));
+        }
+    }
+    found
+}
+
 /// The process that a temporary name names.
 fn process(name: &OsStr) -> Option<u32> {
+    Some(parts(name)?.0)
+}
+
+/// The process that a temporary name names, and the name behind it.
+fn parts(name: &OsStr) -> Option<(u32, &OsStr)> {
     let rest = name.as_bytes().strip_prefix(PREFIX.as_bytes())?;
-    let digits = rest.split(|&byte| byte == b'-').next()?;
-    std::str::from_utf8(digits).ok()?.parse().ok()
+    let dash = rest.iter().position(|&byte| byte == b'-')?;
+    let process = std::str::from_utf8(&rest[..dash]).ok()?.parse().ok()?;
+    Some((process, OsStr::from_bytes(&rest[dash + 1..])))
 }
 
 fn is_old(entry: &fs::DirEntry) -> bool {
@@ -81,6 +102,9 @@ mod tests {
         make(&format!(".tmp-{}-alive", std::process::id()), true);
         make("container", true);
         make(".tmp-x-odd", true);
+        let unfinished = unfinished(scratch.path());
+        assert_eq!(unfinished.len(), 3);
+        assert!(unfinished.iter().any(|(_, name)| name == "young"));
         remove_leftovers(scratch.path());
         let mut left: Vec<_> = fs::read_dir(scratch.path())
             .unwrap()

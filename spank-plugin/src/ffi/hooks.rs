@@ -79,7 +79,7 @@ hooks! {
     /// A task has ended.
     slurm_spank_task_exit => |spank, _| { step::task_has_ended(spank); Ok(()) };
     /// The step has ended, or the options are known for what has no step.
-    slurm_spank_exit => |_, _| { step::end(); Ok(()) };
+    slurm_spank_exit => |spank, _| { step::end(spank); Ok(()) };
 }
 
 /// In the process of a task, as the user, just before it is executed.

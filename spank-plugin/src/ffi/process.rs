@@ -4,6 +4,9 @@ use std::ffi::{CStr, CString, OsString, c_char, c_int};
 use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
+use std::time::{Duration, Instant};
+
+use rustix::thread::{Gid, Uid};
 
 /// Who one is after a fork.
 pub(crate) enum Fork {
@@ -46,6 +49,56 @@ pub(crate) fn wait(pid: libc::pid_t) -> bool {
             return false;
         }
     }
+}
+
+/// Executes a program as a user, in a session of its own and with no open file, and waits a while for its end. To be called in a process with several threads, too:
+/// the child does nothing but system calls until it is the program.
+pub(crate) fn run_as(program: &Program, uid: Uid, gid: Gid, groups: &[Gid], limit: Duration) {
+    match fork_silently() {
+        Ok(Fork::Child) => {
+            let _ = rustix::process::setsid();
+            reset_signals();
+            let changed = only_null().and_then(|()| {
+                rustix::thread::set_thread_groups(groups)?;
+                rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+                rustix::thread::set_thread_res_uid(uid, uid, uid)
+            });
+            if changed.is_ok() {
+                program.execute();
+            }
+            exit_now(127)
+        }
+        Ok(Fork::Parent(pid)) => {
+            let deadline = Instant::now() + limit;
+            let mut status: c_int = 0;
+            // SAFETY: `status` is a valid place for an int for the time of the call. The flags find a child that sends no signal.
+            while unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL | libc::WNOHANG) } == 0
+                && Instant::now() < deadline
+            {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        Err(_) => {}
+    }
+}
+
+/// Closes all files, and opens `/dev/null` as the first three.
+fn only_null() -> rustix::io::Result<()> {
+    // SAFETY: the process executes a program or ends; no value of it uses a file again. Before Linux 5.9 they are closed one by one.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, 0, c_int::MAX, 0) != 0 {
+            for file in 0..65_536 {
+                libc::close(file);
+            }
+        }
+        for _ in 0..3 {
+            // The lowest number that is free.
+            if libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) < 0 {
+                return Err(rustix::io::Errno::BADF);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Ends the process at once, without what Slurm or the C library would do at an exit.

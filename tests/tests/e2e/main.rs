@@ -49,10 +49,12 @@ mod registries;
 mod run;
 mod signals;
 mod slurm;
+mod slurm_arguments;
 mod slurm_containers;
 mod slurm_devices;
 mod slurm_errors;
 mod slurm_leftovers;
+mod slurm_messages;
 mod slurm_mounts;
 mod slurm_mpi;
 mod slurm_options;
@@ -118,11 +120,13 @@ fn main() -> ExitCode {
         standard::CASES,
         slurm::CASES,
         slurm_devices::CASES,
+        slurm_arguments::CASES,
         slurm_containers::CASES,
         slurm_leftovers::CASES,
         slurm_errors::CASES,
         slurm_options::CASES,
         slurm_steps::CASES,
+        slurm_messages::CASES,
         slurm_mounts::CASES,
         slurm_mpi::CASES,
         slurm_releases::CASES,

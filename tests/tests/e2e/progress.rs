@@ -83,7 +83,9 @@ fn events_for_programs(environment: &TestEnvironment<'_>) -> TestResult {
 }
 
 /// The busybox image over a way so narrow that it takes some seconds.
-fn slow_busybox(environment: &TestEnvironment<'_>) -> Result<(Proxy, String), HarnessError> {
+pub(crate) fn slow_busybox(
+    environment: &TestEnvironment<'_>,
+) -> Result<(Proxy, String), HarnessError> {
     let session = environment.session();
     let uri = session.uri(Recipe::Busybox)?;
     let way = Way {

@@ -146,6 +146,16 @@ fn a_container_is_saved(environment: &TestEnvironment<'_>) -> TestResult {
     )?;
     let said = nowhere.error_text();
     assert!(said.contains("/no/such/directory"), "{said}");
+    // That is said before the tasks begin.
+    let directory = format!("--container-save={}", environment.path("").display());
+    let directory = directory.trim_end_matches('/');
+    for option in [directory, "--container-save=/no/such/x"] {
+        let outcome = run(&login, &[&image, option], "echo ran")?;
+        let said = outcome.error_text();
+        assert_eq!(outcome.code(), Some(1), "{option}: {said}");
+        assert_eq!(outcome.text(), "", "{option}: {said}");
+        assert!(said.contains("cannot save the container"), "{said}");
+    }
     Ok(())
 }
 

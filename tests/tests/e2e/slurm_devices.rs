@@ -150,7 +150,7 @@ fn devices_are_chosen_by_options(environment: &TestEnvironment<'_>) -> TestResul
             .args(["sh", "-c", look])
             .env("CISTA_HOST_ROOT", environment.path("host"));
         let all = variables.iter();
-        all.fold(step, |step, (name, value)| step.env(*name, *value))
+        all.fold(step, |step, (name, value)| step.env(name, value))
     };
     for (options, expected) in [
         (&[][..], "2"),

@@ -72,7 +72,6 @@ fn an_image_that_cannot_be_had(environment: &TestEnvironment<'_>) -> TestResult 
         (garbage.display().to_string(), "garbage.sqsh"),
         (truncated.display().to_string(), "truncated.sqsh"),
         ("oci:/no/such/layout:1".into(), "/no/such/layout"),
-        ("nonsense://x".into(), "nonsense"),
     ] {
         let srun = login.srun(["-w", "n1", &format!("--container-image={image}")]);
         assert_failure(&login, "n1", srun, &[expected])?;

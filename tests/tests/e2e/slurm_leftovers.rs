@@ -177,6 +177,82 @@ fn a_killed_step_leaves_nothing(environment: &TestEnvironment<'_>) -> TestResult
     assert_nothing_new(&login, environment, &before)
 }
 
+/// A container that is to be saved is on disk while the step runs. It is removed whoever is killed, and by the site's epilog where nobody is left to do it.
+fn a_killed_step_leaves_no_container_that_was_to_be_saved(
+    environment: &TestEnvironment<'_>,
+) -> TestResult {
+    let image = busybox(environment)?;
+    let login = Login::alone(environment)?;
+    login.srun(["-w", "n1", &image, "true"]).check()?;
+    let before = state(&login, environment)?;
+    let node = login.cluster().node("n1")?;
+    let program = login.cluster().program_path();
+    let data = environment.home().with_file_name("data");
+    let on_disk = || -> Result<usize, HarnessError> {
+        let files = files_below(&data)?;
+        let of_step = |path: &std::path::PathBuf| path.display().to_string().contains("/.tmp-");
+        Ok(files.into_iter().filter(of_step).count())
+    };
+    let named = |text: &str| {
+        let all = node.processes().into_iter();
+        let wanted = all.filter(|(_, line)| line.starts_with(text));
+        wanted.map(|(pid, _)| pid).collect::<Vec<u32>>()
+    };
+    let mut was_on_disk = 0;
+    for round in 0..6 {
+        let mut step = login
+            .srun([
+                "-w",
+                "n1",
+                &image,
+                "--container-save=saved.sqsh",
+                "--container-writable",
+            ])
+            .args([
+                "sh",
+                "-c",
+                "trap '' TERM; echo x >/new; echo job $SLURM_JOB_ID; exec sleep 30",
+            ])
+            .spawn()?;
+        let said = step.wait_for_stdout("\n", PATIENCE)?;
+        let job = said.trim().trim_start_matches("job ").to_owned();
+        was_on_disk += usize::from(on_disk()? > 0);
+        let pids = match round {
+            0 | 1 => process::executing(&program),
+            2 => named("slurmstepd"),
+            3 => [process::executing(&program), named("slurmstepd")].concat(),
+            4 => named("sleep 30"),
+            _ => Vec::new(),
+        };
+        for pid in &pids {
+            process::send(*pid, Signal::KILL)?;
+        }
+        // The others end what is left of their steps.
+        if round != 4 {
+            let how = ["--signal=KILL", job.as_str()];
+            login.command("scancel", how).run()?;
+            std::thread::sleep(Duration::from_millis(300));
+            if step.is_running() {
+                login.command("scancel", [job.as_str()]).run()?;
+                step.signal(Signal::KILL)?;
+            }
+        }
+        let said = step.wait()?.error_text();
+        assert_eq!(node.leftovers(PATIENCE), Vec::<String>::new());
+        if round == 3 {
+            // Nobody of the step was left; other jobs' containers are none of an epilog's business.
+            environment.cista(["slurm", "epilog", "99999"]).check()?;
+            assert!(on_disk()? > 0);
+            environment.cista(["slurm", "epilog", &job]).check()?;
+        }
+        assert_eq!(on_disk()?, 0, "round {round}");
+        let is_saved = environment.path("saved.sqsh").exists();
+        assert!(!is_saved, "round {round}: {said}");
+    }
+    assert_eq!(was_on_disk, 6);
+    assert_nothing_new(&login, environment, &before)
+}
+
 /// The container of a step outlives the daemon of its node, and is gone with the step.
 fn a_restarted_slurmd_leaves_nothing(environment: &TestEnvironment<'_>) -> TestResult {
     let image = busybox(environment)?;
@@ -219,6 +295,11 @@ pub(crate) const CASES: &[Case] = &[
         "slurm_leftovers::a_killed_step_leaves_nothing",
         Who::User,
         a_killed_step_leaves_nothing,
+    ),
+    contained(
+        "slurm_leftovers::a_killed_step_leaves_no_container_that_was_to_be_saved",
+        Who::User,
+        a_killed_step_leaves_no_container_that_was_to_be_saved,
     ),
     contained(
         "slurm_leftovers::a_restarted_slurmd_leaves_nothing",

@@ -6,6 +6,7 @@ use cista_tests::case::{Case, TestResult, Who};
 use cista_tests::environment::TestEnvironment;
 use cista_tests::error::HarnessError;
 use cista_tests::image::{LayoutWriter, Recipe, RunConfig};
+use cista_tests::process;
 use cista_tests::slurm::GROUPS;
 use cista_tests::slurm::login::Login;
 
@@ -132,6 +133,44 @@ fn variables_come_from_the_job_and_the_image(environment: &TestEnvironment<'_>) 
     Ok(())
 }
 
+/// Variables that would change what the program does are the tasks' alone.
+fn the_jobs_libraries_are_not_the_runtimes(environment: &TestEnvironment<'_>) -> TestResult {
+    let image = busybox(environment)?;
+    let login = Login::new(environment)?;
+    let values = [
+        ("LD_PRELOAD", "/of/the/job.so"),
+        ("LD_LIBRARY_PATH", "/of/the/job"),
+        ("PATH", "/of/the/job:/usr/bin:/bin"),
+        ("BASH_ENV", "/of/the/job.sh"),
+    ];
+    let script = "echo $LD_LIBRARY_PATH $BASH_ENV; read line";
+    let step = values
+        .iter()
+        .fold(
+            login.srun([image.as_str(), "sh", "-c", script]),
+            |step, (name, value)| step.env(name, value),
+        )
+        .stdin_pipe();
+    let mut step = step.spawn()?;
+    let seen = step.wait_for_stdout("\n", Duration::from_secs(30))?;
+    assert_eq!(seen.trim(), "/of/the/job /of/the/job.sh");
+    let program = login.cluster().program_path();
+    let own = login.processes();
+    let of_runtime: Vec<u32> = process::executing(&program)
+        .into_iter()
+        .filter(|pid| own.contains(pid))
+        .collect();
+    assert!(!of_runtime.is_empty());
+    for pid in of_runtime {
+        for (name, value) in values {
+            assert!(!process::has_variable(pid, name, value), "{pid}: {name}");
+        }
+    }
+    step.write(b"\n")?;
+    assert_eq!(step.wait()?.code(), Some(0));
+    Ok(())
+}
+
 fn who_one_is_inside(environment: &TestEnvironment<'_>) -> TestResult {
     let login = Login::new(environment)?;
     let uid = environment.user().uid.to_string();
@@ -150,6 +189,12 @@ fn all_groups_of_the_user_count(environment: &TestEnvironment<'_>) -> TestResult
         assert!(groups.contains(&id.to_string().as_str()), "{name}: {text}");
     }
     assert!(!groups.contains(&"65534"), "{text}");
+    for option in ["--no-container-remap-root", "--container-remap-root"] {
+        let names = shell(&login, environment, &[option], "id -Gn")?;
+        for (name, _) in GROUPS {
+            assert!(names.split(' ').any(|known| known == name), "{names}");
+        }
+    }
     Ok(())
 }
 
@@ -485,6 +530,11 @@ pub(crate) const CASES: &[Case] = &[
         "slurm_options::variables_come_from_the_job_and_the_image",
         Who::User,
         variables_come_from_the_job_and_the_image,
+    ),
+    contained(
+        "slurm_options::the_jobs_libraries_are_not_the_runtimes",
+        Who::User,
+        the_jobs_libraries_are_not_the_runtimes,
     ),
     contained(
         "slurm_options::who_one_is_inside",

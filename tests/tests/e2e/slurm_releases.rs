@@ -108,7 +108,7 @@ fn srun_of_every_release(environment: &TestEnvironment<'_>) -> TestResult {
                 double.name,
                 good.error_text()
             );
-            assert_eq!(good.text(), "16 options", "{}", double.name);
+            assert_eq!(good.text(), "18 options", "{}", double.name);
             let bad = run()?.arg("--container-image=").run()?;
             assert_eq!(bad.code(), Some(1), "{}: {}", double.name, bad.error_text());
             assert!(

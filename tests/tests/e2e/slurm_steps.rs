@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 use cista_tests::case::{Case, TestResult, Who};
 use cista_tests::environment::TestEnvironment;
 use cista_tests::error::HarnessError;
+use cista_tests::image::{LayoutWriter, Recipe, RunConfig};
 use cista_tests::pty::Terminal;
 use cista_tests::slurm::login::Login;
 use rustix::process::Signal;
 
+use super::progress::slow_busybox;
 use super::slurm::{busybox, contained};
 
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -31,9 +33,9 @@ fn tasks_of_a_node_share_a_container(environment: &TestEnvironment<'_>) -> TestR
     );
     lines.dedup();
     assert_eq!(lines.len(), 2, "two nodes, two containers: {text}");
-    let shared = "if [ $SLURM_PROCID = 0 ]; then echo hello >/dev/shm/word; fi; \
-                  until [ -e /dev/shm/word ]; do sleep 0.02; done; cat /dev/shm/word; \
-                  test -w /dev/shm/word";
+    // The node's own, so that of other jobs too.
+    let shared = "word=/dev/shm/word-$SLURM_JOB_ID; if [ $SLURM_PROCID = 0 ]; then echo hello >$word; fi; \
+                  until [ -e $word ]; do sleep 0.02; done; cat $word; test -w $word && sleep 0.3; rm -f $word";
     let text = login.srun([&image, "-n3", "sh", "-c", shared]).text()?;
     assert_eq!(text.lines().collect::<Vec<_>>(), ["hello"; 3]);
     Ok(())
@@ -114,18 +116,103 @@ fn a_cancelled_step_is_gone(environment: &TestEnvironment<'_>) -> TestResult {
     Ok(())
 }
 
-/// `--signal` tells a step before its time is up, and the time limit ends it.
-fn a_time_limit_is_announced(environment: &TestEnvironment<'_>) -> TestResult {
+/// `--signal` tells a step before its time is up, and the time limit ends it, with all that it has started.
+fn a_time_limit_is_announced_and_kept(environment: &TestEnvironment<'_>) -> TestResult {
     let image = busybox(environment)?;
     let login = Login::new(environment)?;
-    let script = "trap 'echo soon; exit 0' USR2; while :; do sleep 0.1; done";
+    let script = "trap 'echo soon' USR2; trap '' TERM; setsid sleep 300 & \
+                  while :; do sleep 0.1; done";
     let begin = Instant::now();
-    let outcome = login
+    let step = login
         .srun(["--time=1", "--signal=USR2@55", &image, "sh", "-c", script])
-        .timeout(Duration::from_secs(80))
-        .run()?;
-    assert_eq!(outcome.text(), "soon", "{}", outcome.error_text());
-    assert!(begin.elapsed() < Duration::from_secs(58));
+        .timeout(Duration::from_secs(200))
+        .spawn()?;
+    step.wait_for_stdout("soon", Duration::from_secs(58))?;
+    let outcome = step.wait()?;
+    let said = outcome.error_text();
+    // Slurm looks at the clock every half minute.
+    assert!(begin.elapsed() > Duration::from_secs(55), "{said}");
+    assert!(said.contains("DUE TO TIME LIMIT"), "{said}");
+    // The harness sees that nothing is left of the test.
+    Ok(())
+}
+
+/// PyTorch is told of the tasks of a step, each of its own number.
+fn pytorch_is_told_of_its_tasks(environment: &TestEnvironment<'_>) -> TestResult {
+    let root = environment.path("layout");
+    let borrowed = environment.session().images().get(Recipe::Busybox)?;
+    let mut layout = LayoutWriter::create(&root)?;
+    layout.borrow(&borrowed.layout, &borrowed.layout.manifest.layers[0])?;
+    let config = RunConfig {
+        env: vec!["PATH=/bin".into(), "PYTORCH_VERSION=2.6".into()],
+        ..RunConfig::default()
+    };
+    layout.finish("1", &config)?;
+    let image = format!("--container-image=oci:{}:1", root.display());
+    let login = Login::new(environment)?;
+    let script = "echo $RANK $LOCAL_RANK $WORLD_SIZE $OMP_NUM_THREADS $MASTER_ADDR \
+                  $((MASTER_PORT == SLURM_JOB_ID % 4536 + 61000))";
+    let step = |image: &str| {
+        login
+            .srun(["-w", "n1,n2", "--ntasks-per-node=2", image])
+            .args(["sh", "-c", script])
+    };
+    let sorted = |text: String| {
+        let mut lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    assert_eq!(
+        sorted(step(&image).text()?),
+        [
+            "0 0 4 1 n1 1",
+            "1 1 4 1 n1 1",
+            "2 0 4 1 n1 1",
+            "3 1 4 1 n1 1"
+        ]
+    );
+    // What the job says itself stays.
+    let own = step(&image)
+        .env("MASTER_ADDR", "own")
+        .env("OMP_NUM_THREADS", "3")
+        .env("RANK", "9");
+    assert_eq!(
+        sorted(own.text()?),
+        [
+            "9 0 4 3 own 1",
+            "9 0 4 3 own 1",
+            "9 1 4 3 own 1",
+            "9 1 4 3 own 1"
+        ]
+    );
+    // An image without PyTorch has none of it.
+    let without = step(&busybox(environment)?).text()?;
+    assert!(without.lines().all(|line| line == "0"), "{without}");
+    Ok(())
+}
+
+/// A step of one task shows how its image comes, while it comes; steps of several would show it several times.
+fn an_import_is_told_to_one_task(environment: &TestEnvironment<'_>) -> TestResult {
+    let (_proxy, uri) = slow_busybox(environment)?;
+    let image = format!("--container-image={uri}");
+    let login = Login::new(environment)?;
+    let program = login.on_terminal("srun", ["-n1", &image, "cat", "/etc/issue"]);
+    let mut terminal = Terminal::start(program, environment.user())?;
+    let limit = Duration::from_secs(30);
+    let shown = terminal.expect("importing docker image: docker://", limit)?;
+    assert!(!shown.contains("a test image"), "{shown}");
+    // A line now and then.
+    let shown = terminal.expect(" of ", limit)?;
+    assert!(!shown.contains("a test image"), "{shown}");
+    terminal.expect("imported docker image: docker://", limit)?;
+    terminal.expect("a test image of cista", limit)?;
+    assert_eq!(terminal.wait()?, Some(0));
+    let several = login
+        .srun(["-n2", &image, "true"])
+        .env("XDG_CACHE_HOME", environment.directory("other-cache")?)
+        .check()?;
+    let said = several.error_text();
+    assert!(!said.contains("docker image"), "{said}");
     Ok(())
 }
 
@@ -302,9 +389,19 @@ pub(crate) const CASES: &[Case] = &[
         a_cancelled_step_is_gone,
     ),
     contained(
-        "slurm_steps::a_time_limit_is_announced",
+        "slurm_steps::a_time_limit_is_announced_and_kept",
         Who::User,
-        a_time_limit_is_announced,
+        a_time_limit_is_announced_and_kept,
+    ),
+    contained(
+        "slurm_steps::pytorch_is_told_of_its_tasks",
+        Who::User,
+        pytorch_is_told_of_its_tasks,
+    ),
+    contained(
+        "slurm_steps::an_import_is_told_to_one_task",
+        Who::User,
+        an_import_is_told_to_one_task,
     ),
     contained(
         "slurm_steps::a_requeued_job_starts_again",
