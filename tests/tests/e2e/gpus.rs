@@ -292,6 +292,37 @@ fn decisions_are_explained(environment: &TestEnvironment<'_>) -> TestResult {
     Ok(())
 }
 
+/// Eight GPUs with all that a driver has are granted without a program being run for it: the only one that is executed is the container's.
+fn no_program_is_run(environment: &TestEnvironment<'_>) -> TestResult {
+    let tree = Tree::new(environment, TREE, 8)?.with_whole_driver()?;
+    let image = environment.session().imported(Recipe::Debian)?;
+    let trace = environment.path("trace");
+    environment
+        .program("strace")
+        .args(["--follow-forks", "--trace=execve,execveat", "--output"])
+        .arg(&trace)
+        .arg(environment.program_path())
+        .args(["start", "--gpus", "all"])
+        .arg(&image)
+        .arg("/bin/true")
+        .env("CISTA_HOST_ROOT", tree.root())
+        .check()?;
+    let text = std::fs::read_to_string(&trace).context("read", &trace)?;
+    let executed: Vec<&str> = text.lines().filter(|line| line.contains("exec")).collect();
+    assert_eq!(executed.len(), 2, "{text}");
+    assert!(executed[1].contains("bin/true"), "{text}");
+    let libraries = start(
+        environment,
+        Recipe::Debian,
+        &["--gpus", "all"],
+        "/sbin/ldconfig -p | grep -c 580.65.06; ls /usr/lib/x86_64-linux-gnu | grep -c 580.65.06; ls /dev | grep -c 'nvidia[0-7]'",
+    )?
+    .text()?;
+    // One of the ten is known by its whole name.
+    assert_eq!(libraries, "1\n10\n8");
+    Ok(())
+}
+
 /// `/proc/driver/nvidia` shows the granted GPUs alone. The kernel of this machine has no such directory: the test puts one over its `/proc/driver`.
 fn the_driver_shows_granted_gpus_alone(environment: &TestEnvironment<'_>) -> TestResult {
     machine(environment)?;
@@ -361,6 +392,15 @@ pub(crate) const CASES: &[Case] = &[
         Who::User,
         decisions_are_explained,
     ),
+    case("gpus::no_program_is_run", Who::User, no_program_is_run).needing(&[
+        Need::Root,
+        Need::Machine("x86_64"),
+        Need::Program("strace"),
+        Need::Program("cc"),
+        Need::Image(Recipe::Debian),
+        Need::UserNamespaces,
+        Need::Fuse,
+    ]),
     case(
         "gpus::the_driver_shows_granted_gpus_alone",
         Who::Root,
