@@ -2,7 +2,7 @@
 //!
 //! - The target is a path below the container's root; the source a path of the host (relative to the working directory) or a type's name.
 //! - Fields may be left out where it is clear: `/src /dst` is a bind mount with `rbind,x-create=auto`, `tmpfs /dst` a tmpfs, and a third
-//!   field that is a list of options stands for them.
+//!   field that is a list of options stands for them: `/src /dst ro` is the same bind mount, read-only.
 //! - `x-create=dir|file|auto` makes the mount point, `x-move` moves a mount, `x-detach` unmounts it, `nofail` makes a failure a warning
 //!   and `silent` says nothing of it.
 //! - In files `${NAME}` is the host's variable of that name, and nothing where it is not set. It is put in when the fields are known: a value
@@ -10,7 +10,7 @@
 //! - Octal escapes such as `\\040` stand for what cannot stand in a field.
 //! - `fs_freq` is ignored; `fs_passno` orders the mounts: those with -1 come before the hooks, the others after them.
 //! - `sync`, `dirsync`, `lazytime` and their like are the file system's, not the mount's: they count for new file systems.
-//! - On the command line the fields are separated by colons: `-m SRC:DST:TYPE:OPTIONS`.
+//! - On the command line the fields are separated by colons: `-m SRC:DST:TYPE:OPTIONS`. An absolute path alone is mounted where it is.
 //!
 //! This module only parses: [`parse_file`] for a file, [`parse_line`] for a line of it, [`parse_option`] for the command line.
 
@@ -319,7 +319,12 @@ fn substitute(field: Vec<u8>, variables: Variables<'_>, left: &mut usize) -> Vec
 /// An entry that is not understood.
 pub fn parse_option(option: &OsStr) -> Result<Entry, FstabError> {
     let option = option.as_bytes();
-    let fields = option.split(|&byte| byte == b':').map(unescape).collect();
+    let mut fields: Vec<Vec<u8>> = option.split(|&byte| byte == b':').map(unescape).collect();
+    if let [source] = fields.as_slice()
+        && source.starts_with(b"/")
+    {
+        fields.push(source.clone());
+    }
     entry(option, fields)
 }
 
@@ -367,11 +372,30 @@ fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
             });
         }
     };
-    let is_options = |field: &[u8]| field.contains(&b',') || meaning(field).is_some();
+    // No type of a file system has such letters in its name.
+    let is_options =
+        |field: &[u8]| field.contains(&b',') || field.contains(&b'=') || meaning(field).is_some();
+    let is_memory = source == b"tmpfs";
+    let usual = || {
+        if is_memory {
+            b"tmpfs"
+        } else {
+            b"none".as_slice()
+        }
+        .to_vec()
+    };
+    // Whether options stand in place of a type, and what is done follows from the source.
+    let mut is_short = false;
     let (kind, options) = match (&kind[..], &options[..]) {
-        (b"", b"") if source == b"tmpfs" => (b"tmpfs".to_vec(), Vec::new()),
-        (b"", b"") => (b"none".to_vec(), b"rbind,x-create=auto".to_vec()),
-        (field, b"") if is_options(field) => (b"none".to_vec(), kind),
+        (b"", b"") if is_memory => {
+            is_short = true;
+            (usual(), Vec::new())
+        }
+        (b"", b"") => (usual(), b"rbind,x-create=auto".to_vec()),
+        (field, b"") if is_options(field) => {
+            is_short = is_memory || matches!(source.first(), Some(b'/' | b'.'));
+            (usual(), kind)
+        }
         _ => (kind, options),
     };
 
@@ -421,6 +445,16 @@ fn entry(text: &[u8], fields: Vec<Vec<u8>>) -> Result<Entry, FstabError> {
             // Notes for other programs, by fstab(5)'s convention.
             None if option.starts_with(b"x-") || option.starts_with(b"X-") => {}
             None => own.push(option),
+        }
+    }
+    let is_said = bind.is_some() || moves || detach || remount || entry.propagation.is_some();
+    if is_short && !is_said {
+        bind = (!is_memory).then_some(true);
+        if entry.create == CreateOption::No {
+            entry.create = match is_memory {
+                true => CreateOption::Directory,
+                false => CreateOption::Auto,
+            };
         }
     }
     let exclusive = [
@@ -611,6 +645,24 @@ mod tests {
                 "{option}"
             );
         }
+        for (option, create) in [
+            ("/a:/b:ro", CreateOption::Auto),
+            ("/a:/b:ro,x-create=dir", CreateOption::Directory),
+        ] {
+            let expected = Entry {
+                set: MountAttrFlags::MOUNT_ATTR_RDONLY,
+                ..bind("/a", "/b", true, create)
+            };
+            assert_eq!(parse_option(OsStr::new(option)).unwrap(), expected);
+        }
+        let sized = parse_option(OsStr::new("tmpfs:/b:size=4G")).unwrap();
+        assert_eq!(sized.create, CreateOption::Directory);
+        assert!(
+            matches!(sized.kind, Kind::Filesystem { name, options } if name == "tmpfs" && options == [("size".into(), Some("4G".into()))])
+        );
+        let expected = bind("/a", "/a", true, CreateOption::Auto);
+        assert_eq!(parse_option(OsStr::new("/a")).unwrap(), expected);
+        assert!(parse_option(OsStr::new("a")).is_err());
         let scratch = parse_option(OsStr::new("tmpfs:/scratch")).unwrap();
         assert!(matches!(scratch.kind, Kind::Filesystem { name, .. } if name == "tmpfs"));
     }
