@@ -48,7 +48,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct ListArgs {
-    /// Show images, blobs and what is unfinished as JSON; see docs/json.md for its fields
+    /// Show images, blobs and what is unfinished as JSON; `cista help json` tells its fields
     #[arg(long)]
     json: bool,
 }
@@ -84,7 +84,7 @@ struct PruneArgs {
     /// Only say what would be removed
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Show what was removed as JSON; see docs/json.md for its fields
+    /// Show what was removed as JSON; `cista help json` tells its fields
     #[arg(long)]
     json: bool,
 }
@@ -94,7 +94,7 @@ struct VerifyArgs {
     /// Remove what is damaged; it is fetched or made again when it is wanted
     #[arg(long)]
     remove: bool,
-    /// Show the result as JSON; see docs/json.md for its fields
+    /// Show the result as JSON; `cista help json` tells its fields
     #[arg(long)]
     json: bool,
 }

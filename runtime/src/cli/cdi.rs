@@ -25,7 +25,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct ListArgs {
-    /// Show what each device brings, and what is wrong with descriptions, as JSON; see docs/devices.md for its fields
+    /// Show what each device brings, and what is wrong with descriptions, as JSON; `cista help json` tells its fields
     #[arg(long)]
     json: bool,
 }

@@ -17,7 +17,7 @@ use crate::ui;
 pub(super) struct Args {
     #[command(subcommand)]
     what: Option<What>,
-    /// Print one JSON object; see docs/json.md for its fields
+    /// Print one JSON object; `cista help json` tells its fields
     #[arg(long)]
     json: bool,
 }

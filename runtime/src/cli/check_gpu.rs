@@ -27,7 +27,7 @@ pub(super) struct Args {
     /// A variable of the container, or of its image: `NVIDIA_VISIBLE_DEVICES=all`
     #[arg(short, long = "env", value_name = "KEY[=VALUE]")]
     env: Vec<OsString>,
-    /// Print one JSON object; see docs/json.md for its fields
+    /// Print one JSON object; `cista help json` tells its fields
     #[arg(long)]
     json: bool,
 }

@@ -14,7 +14,7 @@ use crate::ui;
 /// Show the effective settings, and where each comes from
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// As JSON, with what each setting does; see docs/json.md for its fields
+    /// As JSON, with what each setting does; `cista help json` tells its fields
     #[arg(long)]
     json: bool,
     /// Only these settings, such as `limits.max_processors` or `CISTA_MAX_PROCESSORS`

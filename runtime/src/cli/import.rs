@@ -49,7 +49,7 @@ pub(super) struct Args {
     /// Say nothing but warnings and errors
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
-    /// Tell what happens as JSON on stdout, one object a line; see docs/import.md
+    /// Tell what happens as JSON on stdout, one object a line; `cista help images` tells its fields
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -18,7 +18,7 @@ pub(super) struct Args {
     /// Show the processes of each container as a table
     #[arg(short, long)]
     fancy: bool,
-    /// Show the containers and their processes as JSON; see docs/json.md for its fields
+    /// Show the containers and their processes as JSON; `cista help json` tells its fields
     #[arg(long, conflicts_with = "fancy")]
     json: bool,
 }

@@ -62,6 +62,7 @@ const NAME: &str = "cista";
 #[derive(Debug, Parser)]
 #[command(
     name = NAME,
+    version,
     about = "Container runtime for HPC and AI clusters, without a daemon",
     after_help = help::topics(),
     disable_version_flag = true,
@@ -71,9 +72,12 @@ struct Cli {
     /// Say more about what is done
     #[arg(long, short = 'V', global = true)]
     verbose: bool,
-    /// How messages look: `text`, or `json` for one object a line; see docs/observability.md
+    /// How messages look: `text`, or `json` for one object a line (`cista help observability`)
     #[arg(long, global = true, value_name = "FORMAT", value_parser = parse_log_format)]
     log_format: Option<LogFormat>,
+    /// Print name and version
+    #[arg(long, action = ArgAction::Version)]
+    version: Option<bool>,
     #[command(subcommand)]
     command: Command,
 }
@@ -163,7 +167,7 @@ fn start_alone() -> clap::Command {
         .value_name("FORMAT")
         .value_parser(parse_log_format)
         .help(
-            "How messages look: `text`, or `json` for one object a line; see docs/observability.md",
+            "How messages look: `text`, or `json` for one object a line (`cista help observability`)",
         );
     start::Args::augment_args(clap::Command::new("cista start"))
         .disable_version_flag(true)
@@ -182,6 +186,7 @@ fn parse() -> Cli {
             Some(args) => Cli {
                 verbose: false,
                 log_format: None,
+                version: None,
                 command: Command::Slurm(args),
             },
             None => Cli::parse(),
@@ -198,6 +203,7 @@ fn parse() -> Cli {
     Cli {
         verbose: matches.get_flag("verbose"),
         log_format: matches.get_one("log_format").copied(),
+        version: None,
         command: Command::Start(
             start::Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()),
         ),
