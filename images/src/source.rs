@@ -359,6 +359,9 @@ impl SourceError {
                 };
                 format!("decompress it first: `{program} -dk {}`", path.display())
             }
+            Self::NotA { expected, .. } if expected.contains("archive") => {
+                "`docker-archive:` takes what `docker save` writes, `oci-archive:` what `podman save --format oci-archive` does, and `tar:` a root file system".to_owned()
+            }
             Self::SeveralImages { path, .. } => {
                 format!("choose one: `{}:TAG`", path.display())
             }

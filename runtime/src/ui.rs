@@ -140,14 +140,18 @@ const USUAL_WIDTH: usize = 80;
 /// Longer lines of text are hard to follow.
 const GREATEST_WIDTH: usize = 100;
 
-/// Asks a question on stderr and reads the answer from stdin: true for `y` or `yes`.
+/// Asks a question on stderr and reads the answer from stdin: true for `y` or `yes`; None where nobody is there to answer.
 #[must_use]
-pub fn confirm(question: &str) -> bool {
+pub fn confirm(question: &str) -> Option<bool> {
     eprint!("{question} [y/N] ");
     let mut answer = String::new();
-    // No answer is a no.
-    let _ = std::io::stdin().read_line(&mut answer);
-    matches!(answer.trim(), "y" | "Y" | "yes")
+    match std::io::stdin().read_line(&mut answer) {
+        Ok(0) | Err(_) => {
+            eprintln!();
+            None
+        }
+        Ok(_) => Some(matches!(answer.trim(), "y" | "Y" | "yes")),
+    }
 }
 
 #[cfg(test)]

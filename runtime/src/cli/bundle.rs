@@ -4,8 +4,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cista_images::output::OutputError;
-
 use super::{Context, Outcome, import};
 use crate::bundle::{self, BundleError, Creation, Description};
 use crate::config::settings;
@@ -84,14 +82,9 @@ pub(super) fn run(args: Args, context: &Context) -> Outcome {
         checksum,
         cancel: &cancel,
     })
-    .map_err(|error| {
-        let exists = matches!(error, BundleError::Output(OutputError::Exists { .. }));
-        let failure = import::failure(error, &cancel);
-        if exists {
-            failure.with_hint("`-f` replaces it, `-o` names another file")
-        } else {
-            failure
-        }
+    .map_err(|error| match error {
+        BundleError::Output(error) if !cancel.is_cancelled() => import::output_failure(error),
+        error => import::failure(error, &cancel),
     })?;
     if context.verbose {
         ui::message(format!("made `{}`: {bytes} bytes", output.display()));

@@ -21,7 +21,7 @@ use crate::ui;
 /// Show what an image file contains
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Print one JSON object; see docs/json.md for its fields
+    /// Print one JSON object; `cista help json` tells its fields
     #[arg(long)]
     json: bool,
     /// Image file
@@ -126,9 +126,10 @@ pub(super) fn run(args: Args, _context: &Context) -> Outcome {
 /// An image file that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot open `{path}`")]
-struct Unreadable {
+pub(super) struct Unreadable {
     path: PathBuf,
-    source: std::io::Error,
+    /// The system's answer.
+    pub(super) source: std::io::Error,
 }
 
 /// A file that is no image, or a damaged one.

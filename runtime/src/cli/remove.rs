@@ -18,6 +18,13 @@ pub(super) struct Args {
     names: Vec<OsString>,
 }
 
+/// The question was not answered.
+#[derive(Debug, thiserror::Error)]
+#[error("container `{name}` was not removed: nobody has answered the question")]
+struct Unanswered {
+    name: String,
+}
+
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
     let mut result = ExitCode::SUCCESS;
     for name in &args.names {
@@ -36,8 +43,17 @@ fn remove(name: &OsString, force: bool, context: &Context) -> Result<(), Failure
         "remove container `{}` and all that is in it?",
         name.display()
     );
-    if !force && !ui::confirm(&question) {
-        return Ok(());
+    if !force {
+        match ui::confirm(&question) {
+            Some(true) => {}
+            Some(false) => return Ok(()),
+            None => {
+                return Err(Failure::new(Unanswered {
+                    name: name.to_string_lossy().into_owned(),
+                })
+                .with_hint("`-f` removes without asking"));
+            }
+        }
     }
     container
         .remove(&context.config.runtime_path)

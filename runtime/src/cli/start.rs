@@ -130,7 +130,7 @@ pub(super) fn find(target: &Path, context: &Context) -> Result<Root, Failure> {
         // Never a name: say what is wrong with the file.
         let source = std::fs::metadata(target)
             .err()
-            .unwrap_or_else(|| io::Error::other("it is not a file"));
+            .unwrap_or_else(|| not_a_file(target));
         return Err(StartError::from(ImageError::Open {
             path: target.to_owned(),
             source,
@@ -152,6 +152,15 @@ pub(super) fn find(target: &Path, context: &Context) -> Result<Root, Failure> {
             None => failure,
         }
     })
+}
+
+/// Why a path that is there is no image file.
+fn not_a_file(path: &Path) -> io::Error {
+    if path.is_dir() {
+        io::Error::new(io::ErrorKind::IsADirectory, "it is a directory")
+    } else {
+        io::Error::other("it is not a file")
+    }
 }
 
 /// Starts something: this process becomes its program. Returns only a failure.
@@ -312,15 +321,24 @@ fn hint(error: &StartError) -> Option<String> {
             )
         }
         StartError::Mount(error) => hints::of_mount(error).map(str::to_owned),
+        StartError::Hook(HookError::Failed { .. }) => {
+            Some("`cista help hooks` says what a hook may rely on".into())
+        }
         StartError::Hook(HookError::Execute { source, .. })
             if source.kind() == io::ErrorKind::NotFound =>
         {
             Some("the program that its first line names is not there".into())
         }
+        StartError::Program(ProgramError::NotFound { program }) if program.starts_with('-') => {
+            Some("options come before the image, the program and its arguments after it".into())
+        }
+        StartError::Program(ProgramError::NotFound { program }) if !program.contains('/') => {
+            Some("it is looked for along the image's `PATH`, which `cista inspect` shows; `-e PATH=…` sets another".into())
+        }
         StartError::Program(ProgramError::CannotExecute { source, .. })
             if source.raw_os_error() == Some(libc::ENOEXEC) =>
         {
-            Some("the program may be for another processor architecture".into())
+            Some("it is a program for another processor architecture, or a script whose first line does not name an interpreter (`#!`)".into())
         }
         StartError::Program(ProgramError::CannotExecute { source, .. })
             if source.kind() == io::ErrorKind::PermissionDenied =>

@@ -90,12 +90,12 @@ pub enum Content {
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {
     /// The name cannot be the name of a directory.
-    #[error(
-        "`{name}` is not a name for a container: it is empty, begins with `.`, or holds `/` or a control character"
-    )]
+    #[error("`{name}` is not a name for a container: it {problem}")]
     BadName {
         /// The name.
         name: String,
+        /// Why not.
+        problem: &'static str,
     },
     /// There is no such container.
     #[error("no container is named `{name}`")]
@@ -176,6 +176,9 @@ fn system(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Con
     }
 }
 
+/// Longest name of a container, in bytes: what is made of it has to be the name of a file.
+const MAX_NAME: usize = 200;
+
 /// Checks a name.
 ///
 /// # Errors
@@ -183,18 +186,23 @@ fn system(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Con
 /// [`ContainerError::BadName`].
 pub fn check_name(name: &OsStr) -> Result<(), ContainerError> {
     let bytes = name.as_bytes();
-    let bad = bytes.is_empty()
-        || bytes.starts_with(b".")
-        || bytes.len() > 200
-        || bytes
-            .iter()
-            .any(|byte| *byte == b'/' || byte.is_ascii_control());
-    if bad {
-        return Err(ContainerError::BadName {
-            name: name.to_string_lossy().into_owned(),
-        });
-    }
-    Ok(())
+    let problem = if bytes.is_empty() {
+        "is empty"
+    } else if bytes.starts_with(b".") {
+        "begins with `.`"
+    } else if bytes.contains(&b'/') {
+        "holds `/`"
+    } else if bytes.len() > MAX_NAME {
+        "is longer than 200 bytes"
+    } else if bytes.iter().any(u8::is_ascii_control) {
+        "holds a control character"
+    } else {
+        return Ok(());
+    };
+    Err(ContainerError::BadName {
+        name: name.to_string_lossy().into_owned(),
+        problem,
+    })
 }
 
 /// The name that a container gets from its image's file name: without `.sqsh`.

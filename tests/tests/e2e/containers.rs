@@ -148,6 +148,15 @@ fn removal_asks_and_is_thorough(environment: &TestEnvironment<'_>) -> TestResult
         .stdin_bytes("n\n")
         .run()?;
     assert!(asked.error_text().contains('a'), "{}", asked.error_text());
+    // A script that is not answered must not take this for done.
+    let unanswered = environment.cista(["remove", "a"]).run()?;
+    assert_eq!(unanswered.code(), Some(1));
+    let told = unanswered.error_text();
+    assert!(
+        told.contains("error: container `a` was not removed"),
+        "{told}"
+    );
+    assert!(told.contains("hint: `-f`"), "{told}");
     assert_eq!(environment.cista(["list"]).text()?, "a\nb");
     // Directories that even their owner cannot look into.
     sh(

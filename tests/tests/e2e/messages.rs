@@ -383,7 +383,7 @@ fn starts(environment: &TestEnvironment<'_>) -> TestResult {
         "start [IMAGE] /etc/issue",
         "start -m [WORK]/file:/file [IMAGE] /file",
         "start -m /no/such:/mnt [IMAGE] true",
-        "start -m /etc [IMAGE] true",
+        "start -m etc [IMAGE] true",
         "start -m '' [IMAGE] true",
         "start -m /etc:/mnt:none:x-create=door [IMAGE] true",
         "start -m /etc:/mnt:none:wobbly [IMAGE] true",
