@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use cista_tests::artifacts::Profile;
+use cista_tests::artifacts::{Profile, target};
 use cista_tests::case::chain;
 use cista_tests::environment::{Session, TestEnvironment};
 use cista_tests::error::{HarnessError, IoContext as _};
-use cista_tests::image::{Packing, Recipe, Tiny};
+use cista_tests::image::{Images, Packing, Recipe, Tiny};
 use cista_tests::packages::DEMO;
 use cista_tests::process;
 use rustix::process::Signal;
@@ -43,6 +43,9 @@ fn draw(file: &Path) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The image that is shown.
+const PYTHON: Recipe = Recipe::Python(Packing::Gzip);
+
 /// What is shown: where the image comes from, and command lines for it.
 struct Subject {
     uri: String,
@@ -58,7 +61,16 @@ pub(crate) fn run(args: &Args) -> Outcome {
         return draw(file);
     }
     let complete = machine::prepare(&[DEMO]);
-    machine::build(Profile::Release)?;
+    // The image is made meanwhile: the longest part of the build has one thread.
+    std::thread::scope(|scope| {
+        if complete {
+            scope.spawn(|| {
+                // What goes wrong is told when the image is asked for.
+                let _ = Images::open(&target(), say).and_then(|images| images.get(PYTHON));
+            });
+        }
+        machine::build_program(Profile::Release)
+    })?;
     let session = Session::start(Profile::Release, say)?;
     let environment = session.environment("demo", false)?;
     let subject = if complete {
@@ -95,7 +107,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
 
 /// The Python image in a registry.
 fn python(session: &Session) -> Result<Subject, HarnessError> {
-    let recipe = Recipe::Python(Packing::Gzip);
+    let recipe = PYTHON;
     let words = |line: &[&str]| line.iter().map(ToString::to_string).collect();
     let wait =
         "import os, time; print(os.getpid(), os.getppid(), 'ready', flush=True); time.sleep(60)";

@@ -46,8 +46,8 @@ fn open_fuse_device() -> Result<(), HarnessError> {
     Ok(())
 }
 
-/// Builds `cista` and the Slurm plugin, and shows what cargo says. Nothing is built when `CISTA_BIN` names a built one.
-pub(crate) fn build(profile: Profile) -> Result<(), HarnessError> {
+/// Builds `cista`, and shows what cargo says. Nothing is built when `CISTA_BIN` names a built one.
+pub(crate) fn build_program(profile: Profile) -> Result<(), HarnessError> {
     if artifacts::given().is_some() {
         return Ok(());
     }
@@ -57,7 +57,15 @@ pub(crate) fn build(profile: Profile) -> Result<(), HarnessError> {
     if profile == Profile::Release {
         command.arg("--release");
     }
-    must_succeed("cargo build", &mut command)?;
+    must_succeed("cargo build", &mut command)
+}
+
+/// Builds `cista` and the Slurm plugin, unless `CISTA_BIN` names a built program.
+pub(crate) fn build(profile: Profile) -> Result<(), HarnessError> {
+    build_program(profile)?;
+    if artifacts::given().is_some() {
+        return Ok(());
+    }
     say("building the Slurm plugin");
     let mut command = cargo();
     command.args(["build", "--quiet", "--package", "spank-cista"]);
