@@ -1,5 +1,6 @@
 //! What is in the packages: every file with its place, for both families of distributions.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use cista_tests::artifacts::workspace;
@@ -13,6 +14,10 @@ use crate::docs;
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// How often this version was packaged.
 pub(super) const RELEASE: &str = "1";
+/// Who answers for the packages; the address is the one that GitHub keeps for the repository's owner.
+pub(super) const MAINTAINER: &str = "The cista developers <cista-project@users.noreply.github.com>";
+/// Where the source is.
+pub(super) const HOMEPAGE: &str = env!("CARGO_PKG_REPOSITORY");
 
 /// Distributions that agree on where files are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,16 +125,14 @@ fn runtime(built: &Built, made: &Path, family: Family) -> Result<Package, Harnes
             0o644,
         ),
     ];
+    // Beside README, as in the repository, so that links from page to page lead somewhere.
     for (from, to) in [
         (made.join("man"), "usr/share/man"),
-        (root.join("docs"), "usr/share/doc/cista"),
+        (root.join("docs"), "usr/share/doc/cista/docs"),
         (packaging.join("apparmor"), "usr/share/cista/apparmor"),
         (packaging.join("grafana"), "usr/share/cista/grafana"),
         (packaging.join("devices.d"), "usr/share/cista/devices.d"),
     ] {
-        if !from.is_dir() {
-            continue;
-        }
         for source in files_below(&from)? {
             let below = source.strip_prefix(&from).unwrap_or(&source);
             entries.push(file(&format!("{to}/{}", below.display()), &source, 0o644));
@@ -137,6 +140,8 @@ fn runtime(built: &Built, made: &Path, family: Family) -> Result<Package, Harnes
     }
     for name in [
         "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
         "CHANGELOG.md",
         "SECURITY.md",
         "LICENSE-APACHE",
@@ -180,9 +185,15 @@ fn plugin(built: &Built, family: Family) -> Package {
         ),
         Family::RedHat => "usr/lib64/slurm/spank_cista.so".to_owned(),
     };
+    let packaging = workspace().join("packaging/slurm");
     let example = include_str!("../../../../../packaging/slurm/cista.conf");
     let mut entries = vec![
         file(&target, &built.plugin, 0o644),
+        file(
+            "usr/share/cista/slurm/epilog.sh",
+            &packaging.join("epilog.sh"),
+            0o755,
+        ),
         Entry {
             target: "usr/share/cista/slurm/cista.conf".into(),
             kind: Kind::Text(example.replace("@PLUGIN@", &format!("/{target}"))),
@@ -244,6 +255,20 @@ fn files_below(directory: &Path) -> Result<Vec<PathBuf>, HarnessError> {
 }
 
 impl Package {
+    /// The directories that belong to it and to packages of its family alone, the highest first.
+    pub(super) fn directories(&self) -> BTreeSet<String> {
+        let mut directories = BTreeSet::new();
+        for entry in &self.entries {
+            let parents = Path::new(&entry.target).ancestors().skip(1);
+            directories.extend(
+                parents
+                    .filter(|path| path.components().any(|part| part.as_os_str() == "cista"))
+                    .map(|path| path.display().to_string()),
+            );
+        }
+        directories
+    }
+
     /// Lays the package out below a directory, as it will be below `/`.
     pub(super) fn stage(&self, root: &Path) -> Result<(), HarnessError> {
         use std::os::unix::fs::symlink;
@@ -252,6 +277,12 @@ impl Package {
 
         for entry in &self.entries {
             let target = root.join(&entry.target);
+            if target.symlink_metadata().is_ok() {
+                return Err(HarnessError::Malformed {
+                    what: format!("the package `{}`", self.name),
+                    why: format!("two files of it are `/{}`", entry.target),
+                });
+            }
             if let Some(directory) = target.parent() {
                 std::fs::create_dir_all(directory).context("create", directory)?;
             }

@@ -7,7 +7,7 @@ use cista_tests::environment::set_mode;
 use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::program::Program;
 
-use super::contents::{Kind, Package, RELEASE, VERSION};
+use super::contents::{HOMEPAGE, Kind, MAINTAINER, Package, RELEASE, VERSION};
 use super::portable::GLIBC;
 
 /// Builds a package in a directory, and returns its file.
@@ -24,7 +24,7 @@ pub(super) fn build(
         let path = debian.join(name);
         std::fs::write(&path, text).context("write", &path)
     };
-    write("control", control(package))?;
+    write("control", control(package, size_below(&root)?))?;
     let configs: String = package
         .entries
         .iter()
@@ -52,9 +52,22 @@ pub(super) fn build(
     Ok(file)
 }
 
-fn control(package: &Package) -> String {
+/// What dpkg says that a package needs on disk, in KiB.
+fn size_below(root: &Path) -> Result<u64, HarnessError> {
+    let mut size = 0;
+    for file in cista_tests::listing::files_below(root)? {
+        size += file
+            .symlink_metadata()
+            .context("look at", &file)?
+            .len()
+            .div_ceil(1024);
+    }
+    Ok(size)
+}
+
+fn control(package: &Package, size: u64) -> String {
     let mut text = format!(
-        "Package: {}\nVersion: {VERSION}-{RELEASE}\nArchitecture: {}\nMaintainer: the cista project <cista@localhost>\nSection: utils\nPriority: optional\n",
+        "Package: {}\nVersion: {VERSION}-{RELEASE}\nArchitecture: {}\nMaintainer: {MAINTAINER}\nHomepage: {HOMEPAGE}\nInstalled-Size: {size}\nSection: utils\nPriority: optional\n",
         package.name,
         architecture(),
     );

@@ -17,14 +17,14 @@ use cista_tests::artifacts::target;
 use cista_tests::error::IoContext as _;
 use cista_tests::packages::PACKAGING;
 
-use crate::{Outcome, machine, say};
+use crate::{Outcome, machine};
 
 /// Build .deb and .rpm packages that run with glibc 2.28 and later
 ///
 /// They are written to `target/package`, and the program alone to `target/package/cista`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Also install the .deb in a clean Debian root, and run the main job there (as root)
+    /// Also install the packages in clean Debian roots, do the main job there, and run steps of Slurm with them (as root)
     #[arg(long)]
     test: bool,
     /// Directory to write the packages to
@@ -57,18 +57,17 @@ pub(crate) fn run(args: &Args) -> Outcome {
     for package in contents::packages(&built, &work.join("made"), contents::Family::Debian)? {
         debs.push(deb::build(&package, &work, &output)?);
     }
-    let mut files = debs.clone();
+    let mut rpms = Vec::new();
     for package in contents::packages(&built, &work.join("made"), contents::Family::RedHat)? {
-        files.push(rpm::build(&package, &work, &output)?);
+        rpms.push(rpm::build(&package, &work, &output)?);
     }
     std::fs::remove_dir_all(&work).context("remove", &work)?;
-    for file in &files {
+    for file in debs.iter().chain(&rpms) {
         let size = file.metadata().context("look at", file)?.len();
         println!("{:>6.1} MB  {}", size as f64 / 1e6, file.display());
     }
     if args.test {
-        say("installing the packages in a clean Debian root");
-        trial::run(&debs)?;
+        trial::run(&debs, &rpms)?;
     }
     Ok(ExitCode::SUCCESS)
 }

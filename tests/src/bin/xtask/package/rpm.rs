@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use cista_tests::error::{HarnessError, IoContext as _};
 use cista_tests::program::Program;
 
-use super::contents::{Kind, Package, RELEASE, VERSION};
+use super::contents::{HOMEPAGE, Kind, MAINTAINER, Package, RELEASE, VERSION};
 
 /// Settings of rpmbuild: our files are taken as they are, and nothing is left behind.
 const DEFINITIONS: [&str; 5] = [
@@ -48,10 +48,8 @@ pub(super) fn build(
 /// The specification: what `%install` copies is what `%files` lists.
 fn description(package: &Package, stage: &Path) -> String {
     let mut text = format!(
-        "Name: {}\nVersion: {VERSION}\nRelease: {RELEASE}\nSummary: {}\nLicense: Apache-2.0 OR MIT\nURL: {}\n",
-        package.name,
-        package.summary,
-        env!("CARGO_PKG_REPOSITORY"),
+        "Name: {}\nVersion: {VERSION}\nRelease: {RELEASE}\nSummary: {}\nLicense: Apache-2.0 OR MIT\nURL: {HOMEPAGE}\nVendor: {MAINTAINER}\nPackager: {MAINTAINER}\n",
+        package.name, package.summary,
     );
     if let Some(name) = package.needs {
         let _ = writeln!(text, "Requires: {name} = {VERSION}-{RELEASE}");
@@ -65,17 +63,15 @@ fn description(package: &Package, stage: &Path) -> String {
         package.description,
         stage.display()
     );
-    if package
-        .entries
-        .iter()
-        .any(|entry| entry.target.starts_with("etc/cista/"))
-    {
-        text.push_str("%dir /etc/cista\n");
+    for directory in package.directories() {
+        let _ = writeln!(text, "%dir /{directory}");
     }
     for entry in &package.entries {
         let target = &entry.target;
         let line = match entry.kind {
             Kind::Config { .. } => format!("%config(noreplace) /{target}"),
+            _ if target.contains("/LICENSE-") => format!("%license /{target}"),
+            _ if target.starts_with("usr/share/doc/") => format!("%doc /{target}"),
             _ => format!("/{target}"),
         };
         let _ = writeln!(text, "{line}");
