@@ -20,6 +20,7 @@ mod config;
 mod containers;
 mod device_hooks;
 mod devices_described;
+mod documentation;
 mod enroot;
 mod exit_codes;
 mod fabrics;
@@ -109,6 +110,7 @@ fn main() -> ExitCode {
         device_hooks::CASES,
         devices_described::CASES,
         fabrics::CASES,
+        documentation::CASES,
         config::CASES,
         enroot::CASES,
         additions::CASES,
