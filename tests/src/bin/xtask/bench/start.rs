@@ -92,7 +92,26 @@ pub(super) fn run(session: &Session, rounds: Option<usize>) -> Result<Vec<Table>
         &take_turns(rounds.unwrap_or(ROUNDS).div_ceil(10), contestants)?,
         0,
     );
-    Ok(vec![alone, together, devices(session, rounds)?])
+    let uri = session.uri(Recipe::Python(Packing::Gzip))?;
+    let run = || environment.cista(["run"]);
+    run().arg(&uri).arg("true").check()?;
+    let contestants = vec![
+        Contestant::new("cista start, image file", || {
+            environment.cista(["start"]).arg(&image).arg("true").time()
+        }),
+        Contestant::new("cista run --offline", || {
+            run().args(["--offline", &uri, "true"]).time()
+        }),
+        Contestant::new("cista run, the registry asked", || {
+            run().args([&uri, "true"]).time()
+        }),
+    ];
+    let stored = Table::of_times(
+        "`cista run` of an image in the store",
+        &take_turns(rounds.unwrap_or(ROUNDS), contestants)?,
+        0,
+    );
+    Ok(vec![alone, together, stored, devices(session, rounds)?])
 }
 
 /// What eight GPUs with a whole driver cost a start: against the same start on a machine that has nothing.
