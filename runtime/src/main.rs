@@ -1,5 +1,5 @@
 //! The `cista` program.
 
-fn main() -> std::process::ExitCode {
-    cista::cli::main()
-}
+#![no_main]
+
+cista::program!(cista::cli::main);

@@ -6,6 +6,7 @@
 //!
 //! - [`accounts`]: the host's user and group databases through the C library, since they may live in LDAP
 //! - [`child`]: programs that may not outlive us
+//! - [`entry`]: from the C library to our `main`
 //! - [`heap`]: giving memory back
 //! - [`again`]: this program, executed again by itself
 //! - [`mount`]: flags of mounts, `mount_setattr(2)`
@@ -25,6 +26,7 @@
 pub mod accounts;
 pub mod again;
 pub mod child;
+pub mod entry;
 pub mod heap;
 pub mod mount;
 pub mod namespace;

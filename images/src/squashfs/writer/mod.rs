@@ -38,6 +38,8 @@ use crate::tree::{ContentId, Tree};
 
 /// Tails of files larger than a block go to a fragment when they are at most 1 / this of a block.
 const SHORT_TAIL: u64 = 32;
+/// Files that were kept back are stored uncompressed when they are at most 1 / this of all content.
+const PLAIN_SHARE: u64 = 200;
 /// Most blocks of all files together: 2 TiB of content in blocks of 128 KiB, 64 MiB of memory.
 const MAX_BLOCKS: u64 = 1 << 24;
 
@@ -330,14 +332,14 @@ impl Writer {
         Ok(ContentId(id))
     }
 
-    /// Makes a fragment of the files that were kept back.
+    /// Completes the last fragment, and makes one of the files that were kept back.
     fn release(&mut self) -> Result<(), WriteError> {
-        if self.held.is_empty() {
-            return Ok(());
-        }
         if let Some(full) = self.fragment.take() {
             self.submit(|pipeline| pipeline.block(full, Work::Fragment))?;
             self.fragments += 1;
+        }
+        if self.held.is_empty() {
+            return Ok(());
         }
         let mut slot = self.slot()?;
         for (number, content) in std::mem::take(&mut self.held) {
@@ -348,8 +350,13 @@ impl Writer {
             });
             slot.input.extend_from_slice(&content);
         }
-        self.fragment = Some(slot);
-        Ok(())
+        // Nobody waits for a decompressor then, which takes longer than all else that a start reads of the image.
+        let is_small = slot.input.len() as u64 <= self.content_bytes / PLAIN_SHARE;
+        let work = match is_small {
+            true => Work::PlainFragment,
+            false => Work::Fragment,
+        };
+        self.submit(|pipeline| pipeline.block(slot, work))
     }
 
     /// Changes [`Options::mkfs_time`], which may depend on what was written.
@@ -364,9 +371,6 @@ impl Writer {
         }
         self.cancel.check()?;
         self.release()?;
-        if let Some(fragment) = self.fragment.take() {
-            self.submit(|pipeline| pipeline.block(fragment, Work::Fragment))?;
-        }
         self.spare = None;
         let appended = self.pipeline.take().ok_or(WriteError::Stopped)?.finish()?;
         self.cancel.check()?;

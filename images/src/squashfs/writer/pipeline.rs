@@ -86,6 +86,8 @@ pub(super) enum Work {
     Uncompressed,
     /// A fragment block, which is neither a hole nor looked for.
     Fragment,
+    /// A fragment block that is not to be compressed.
+    PlainFragment,
 }
 
 /// The next thing in the image.
@@ -222,7 +224,7 @@ impl Pipeline {
     pub(super) fn block(&self, slot: Slot, work: Work) -> Result<(), Gone> {
         let ready = slot.ready.clone();
         self.order(match work {
-            Work::Fragment => Order::Fragment(ready),
+            Work::Fragment | Work::PlainFragment => Order::Fragment(ready),
             Work::Block | Work::Plain | Work::Compressed | Work::Uncompressed => {
                 Order::Block(ready)
             }
@@ -297,7 +299,7 @@ impl Slot {
     fn process(&mut self, encoder: &mut Encoder, output_size: usize, work: Work) {
         self.outcome = match work {
             Work::Compressed => Outcome::Copied,
-            Work::Uncompressed => Outcome::Raw,
+            Work::Uncompressed | Work::PlainFragment => Outcome::Raw,
             Work::Block | Work::Plain if is_zero(&self.input) => Outcome::Hole,
             Work::Plain => Outcome::Raw,
             Work::Block | Work::Fragment => {
@@ -309,7 +311,7 @@ impl Slot {
                 }
             }
         };
-        if work != Work::Fragment {
+        if !matches!(work, Work::Fragment | Work::PlainFragment) {
             self.hash = *blake3::hash(self.stored()).as_bytes();
         }
     }
