@@ -14,13 +14,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
-
 use super::fstab::{self, Entry, FstabError, Kind};
-use super::image;
-use super::named::{Container, Content, UPPER};
+use super::named::Content;
 use super::rootfs::Rootfs;
 use super::start::Root;
+use super::unmounted::Unmounted;
 use super::usual;
 use super::view::View;
 use crate::config::file::FileError;
@@ -156,14 +154,17 @@ fn is_executable(path: &Path) -> bool {
 /// A file that cannot be read or is not understood.
 pub(super) fn image_mounts(
     root: &Root,
-    source: &image::Source,
+    unmounted: Option<&Unmounted<'_>>,
 ) -> Result<Vec<Entry>, AdditionsError> {
-    let content = match (root, source) {
-        (Root::Container(container), source) => container_fstab(container, source),
-        (Root::Image(_), image::Source::Image(image)) => {
-            View::Image(image.reader()).read(Path::new(FSTAB), MAX_FILE)
-        }
-        (Root::Image(_), image::Source::Tree(_)) => Ok(None),
+    let content = match (unmounted, root) {
+        (Some(image), _) => View::Unmounted(image).read(Path::new(FSTAB), MAX_FILE),
+        (None, Root::Container(container)) => match &container.content {
+            Content::Tree(tree) => {
+                Rootfs::open_at(tree).and_then(|tree| tree.read(Path::new(FSTAB), MAX_FILE))
+            }
+            Content::Image(_) => Ok(None),
+        },
+        (None, Root::Image(_)) => Ok(None),
     };
     match content.map_err(AdditionsError::Image)? {
         Some(text) => {
@@ -184,24 +185,4 @@ fn is_of_a_machine(entry: &Entry) -> bool {
     let is_disk = source.starts_with(b"/dev/") && matches!(entry.kind, Kind::Filesystem { .. });
     let target = entry.target.as_os_str();
     is_tagged || is_disk || target == "/" || target == "swap" || target == "none"
-}
-
-/// The file as it is in the container now, without mounting it.
-fn container_fstab(container: &Container, source: &image::Source) -> io::Result<Option<Vec<u8>>> {
-    let below = |directory: &Path| {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(directory, flags, Mode::empty()).map(Rootfs::new)
-    };
-    match (&container.content, source) {
-        (Content::Tree(tree), _) => below(tree)?.read(Path::new(FSTAB), MAX_FILE),
-        (Content::Image(_), image::Source::Image(image)) => {
-            let upper = container.directory.join(UPPER);
-            // A file that was removed stands there as a device.
-            if upper.join(FSTAB).symlink_metadata().is_ok() {
-                return below(&upper)?.read(Path::new(FSTAB), MAX_FILE);
-            }
-            View::Image(image.reader()).read(Path::new(FSTAB), MAX_FILE)
-        }
-        (Content::Image(_), image::Source::Tree(_)) => Ok(None),
-    }
 }

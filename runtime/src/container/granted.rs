@@ -3,18 +3,15 @@
 
 use std::cell::OnceCell;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
-
-use cista_images::squashfs::reader::Reader;
-use rustix::fs::{Mode, OFlags};
+use std::path::PathBuf;
 
 use super::environment::Environment;
 use super::facts;
-use super::image;
-use super::named::{Content, UPPER};
+use super::named::{Container, Content};
 use super::plan::Plan;
 use super::rootfs::Rootfs;
 use super::start::{Root, Spec, StartError};
+use super::unmounted::Unmounted;
 use super::view::View;
 use crate::config::{Config, host_variable};
 use crate::devices::grant::{Hook, Numbering};
@@ -24,9 +21,6 @@ use crate::devices::{self, DeviceError, Grant, Host, Question};
 
 /// Where other dynamic linkers than the GNU one search.
 const SEARCH_PATH: &str = "LD_LIBRARY_PATH";
-
-/// The container's own variables of a named container, in its upper layer.
-const ENVIRONMENT: &str = "etc/environment";
 
 /// What a container is granted.
 #[derive(Debug)]
@@ -44,7 +38,7 @@ pub struct Granted {
 pub(super) fn decide(
     spec: &Spec,
     config: &Config,
-    source: &image::Source,
+    unmounted: Option<&Unmounted<'_>>,
     early: Option<&Plan>,
 ) -> Result<Option<Granted>, DeviceError> {
     let host = Host::open(config.host_root.as_deref())?;
@@ -71,14 +65,14 @@ pub(super) fn decide(
     let image = |name: &str| match early {
         Some(plan) => plan.environment.get(name).map(OsStr::to_owned),
         None => {
-            let environment = of_image.get_or_init(|| environment(&spec.root, source));
+            let environment = of_image.get_or_init(|| environment(&spec.root, unmounted));
             environment.get(name).map(OsStr::to_owned)
         }
     };
     let prefixed = |prefix: &str| {
         let of_image = match early {
             Some(plan) => &plan.environment,
-            None => of_image.get_or_init(|| environment(&spec.root, source)),
+            None => of_image.get_or_init(|| environment(&spec.root, unmounted)),
         };
         let own = spec.environment.iter().map(|(name, _)| name.as_os_str());
         let mut names: Vec<String> = of_image
@@ -107,36 +101,23 @@ pub(super) fn decide(
 }
 
 /// The variables of a container, read without mounting it. What cannot be read here is told when the root is mounted.
-fn environment(root: &Root, source: &image::Source) -> Environment {
-    let below = |directory: &Path| {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(directory, flags, Mode::empty()).map(Rootfs::new)
+fn environment(root: &Root, unmounted: Option<&Unmounted<'_>>) -> Environment {
+    let container = match root {
+        Root::Container(container) => Some(container),
+        Root::Image(_) => None,
     };
-    fn read(view: View<'_>, adapted: bool) -> Environment {
+    let adapted = container.is_some_and(Container::is_adapted);
+    let read = |view: View<'_>| {
         facts::read(view, adapted, host_variable)
             .map_or_else(|_| Environment::default(), |facts| facts.environment)
-    }
-    match source {
-        image::Source::Tree(tree) => {
-            let adapted = matches!(root, Root::Container(container) if container.is_adapted());
-            below(tree).map_or_else(
-                |_| Environment::default(),
-                |tree| read(View::Mounted(&tree), adapted),
-            )
-        }
-        image::Source::Image(image) => {
-            if let Root::Container(container) = root
-                && matches!(container.content, Content::Image(_))
-                && let Ok(upper) = below(&container.directory.join(UPPER))
-                && let Ok(Some(lines)) =
-                    upper.read(Path::new(ENVIRONMENT), super::additions::MAX_FILE)
-            {
-                let mut environment = Environment::default();
-                environment.set_lines(&lines, host_variable);
-                return environment;
-            }
-            read(View::Image(image.reader()), false)
-        }
+    };
+    match (unmounted, container.map(|container| &container.content)) {
+        (Some(image), _) => read(View::Unmounted(image)),
+        (None, Some(Content::Tree(tree))) => Rootfs::open_at(tree).map_or_else(
+            |_| Environment::default(),
+            |tree| read(View::Mounted(&tree)),
+        ),
+        (None, _) => Environment::default(),
     }
 }
 
@@ -146,14 +127,14 @@ impl Granted {
         &mut self,
         config: &Config,
         plan: &mut Plan,
-        reader: &Reader,
+        image: &Unmounted<'_>,
     ) -> Result<bool, DeviceError> {
         let host = Host::open(config.host_root.as_deref())?;
-        let placed = Placed::new(&self.grant, &host, View::Image(reader));
+        let placed = Placed::new(&self.grant, &host, View::Unmounted(image));
         let is_all = plan
             .seed
             .as_mut()
-            .is_some_and(|seed| placed.plant(&self.grant, &host, seed, reader));
+            .is_some_and(|seed| placed.plant(&self.grant, &host, seed, image));
         self.placed = Some(placed);
         Ok(is_all)
     }

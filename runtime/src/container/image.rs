@@ -24,8 +24,9 @@ use cista_images::squashfs::reader::{ReadError, Reader};
 use cista_images::unpack::{self, UnpackError};
 
 use super::mounts::{self, MountError};
-use super::named::{ContainerError, Content};
+use super::named::{ContainerError, Content, UPPER};
 use super::start::{Root, StartError, tree_mount};
+use super::unmounted::Unmounted;
 use super::{handover, loading, running, temporary};
 use crate::config::{Config, MountMethod};
 use crate::slurm::helper::{Helper, ImageMount};
@@ -115,14 +116,28 @@ impl Source {
         };
         Ok(Self::Image(Box::new(OpenImage::open(path)?)))
     }
+
+    /// The image with the changes of its container, to be read before it is mounted; None for a tree.
+    pub(super) fn unmounted(&self, root: &Root) -> Result<Option<Unmounted<'_>>, ImageError> {
+        let Self::Image(image) = self else {
+            return Ok(None);
+        };
+        match root {
+            Root::Image(_) => Ok(Some(Unmounted::image(&image.reader))),
+            Root::Container(container) => {
+                let upper = container.directory.join(UPPER);
+                Unmounted::below(&image.reader, &upper)
+                    .map(Some)
+                    .map_err(|source| ImageError::Open {
+                        path: upper,
+                        source,
+                    })
+            }
+        }
+    }
 }
 
 impl OpenImage {
-    /// Reads the image.
-    pub(super) fn reader(&self) -> &Reader {
-        &self.reader
-    }
-
     fn open(path: &Path) -> Result<Self, ImageError> {
         let opened = |source| ImageError::Open {
             path: path.to_owned(),

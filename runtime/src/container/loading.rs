@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use cista_images::squashfs::reader::{Inode, InodeKind, ReadError, Reader};
 
 use super::rootfs::Rootfs;
-use super::view::resolve;
+use super::unmounted::{Node, Unmounted};
 
 /// Most files that are named, and most libraries of one program that are looked for.
 const MAX_FILES: usize = 32;
@@ -93,12 +93,12 @@ fn libraries(reader: &Reader, elf: &Elf, files: &mut Vec<Inode>) {
     let Some(linker) = &elf.interpreter else {
         return;
     };
-    let Ok(found) = resolve(reader, linker) else {
+    let Ok(found) = Unmounted::image(reader).resolve(linker) else {
         return;
     };
     // The libraries of the linker's own C library stand beside it.
     let beside = Path::new("/").join(found.path.parent().unwrap_or(Path::new("")));
-    files.extend(found.inode.filter(is_file));
+    files.extend(found.node.and_then(into_file));
     files.extend(file(reader, Path::new(LINKER_CACHE)));
     for name in &elf.needed {
         let mut directories = std::iter::once(beside.as_path()).chain(LIBRARY_PATHS.map(Path::new));
@@ -111,11 +111,14 @@ fn libraries(reader: &Reader, elf: &Elf, files: &mut Vec<Inode>) {
 }
 
 fn file(reader: &Reader, path: &Path) -> Option<Inode> {
-    resolve(reader, path).ok()?.inode.filter(is_file)
+    into_file(Unmounted::image(reader).resolve(path).ok()?.node?)
 }
 
-fn is_file(inode: &Inode) -> bool {
-    matches!(inode.kind, InodeKind::File(_))
+fn into_file(node: Node) -> Option<Inode> {
+    match node {
+        Node::Image(inode) if matches!(inode.kind, InodeKind::File(_)) => Some(inode),
+        Node::Image(_) | Node::Changed(_) => None,
+    }
 }
 
 fn interpreter_of_script(reader: &Reader, inode: &Inode) -> Option<PathBuf> {

@@ -4,7 +4,7 @@
 //!
 //! - [`accounts`]: who the user is, outside and inside
 //! - [`identity_map`]: the user namespace; [`namespaces`]: others that are asked for
-//! - [`view`]: files of an image, mounted or not; [`facts`]: what they say about how to run it;
+//! - [`view`]: files of an image, mounted or [`unmounted`]; [`facts`]: what they say about how to run it;
 //!   the [`plan`] of what is done then
 //! - [`image`]: the lower layer, an image served by FUSE or a tree; [`handover`] of the device to the server,
 //!   which decodes first what [`loading`] the program will read
@@ -51,6 +51,7 @@ pub mod seed;
 pub mod standard;
 pub mod start;
 pub mod temporary;
+pub mod unmounted;
 pub mod userns_help;
 pub mod usual;
 pub mod view;

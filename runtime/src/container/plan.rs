@@ -8,7 +8,6 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use cista_images::squashfs::reader::Reader;
 use rustix::fs::FileType;
 
 use super::accounts::{self, Identity};
@@ -18,8 +17,9 @@ use super::home;
 use super::program;
 use super::seed::Seed;
 use super::start::Spec;
+use super::unmounted::Unmounted;
 use super::usual;
-use super::view::{self, View};
+use super::view::View;
 use crate::config::host_variable;
 
 /// Longest `/etc/passwd`, `/etc/group` and `/etc/default/useradd` of an image that are read, in bytes.
@@ -94,36 +94,41 @@ pub enum PlanError {
 }
 
 impl Plan {
-    /// Plans for an image that nothing has changed, before it is mounted.
+    /// Plans for a root whose changes end with the container, before it is mounted. `adapted` as for [`Self::for_view`].
     ///
     /// # Errors
     ///
     /// A file of the image that cannot be read or understood.
-    pub fn for_image(spec: &Spec, reader: &Reader, identity: &Identity) -> Result<Self, PlanError> {
-        let mut plan = Self::for_view(spec, View::Image(reader), identity, false)?;
+    pub fn for_image(
+        spec: &Spec,
+        image: &Unmounted<'_>,
+        identity: &Identity,
+        adapted: bool,
+    ) -> Result<Self, PlanError> {
+        let mut plan = Self::for_view(spec, View::Unmounted(image), identity, adapted)?;
         let mut seed = Seed::default();
         // What finds no place is left to the mounted root, where the error is told if there is one.
         for path in usual::directories() {
-            let _ = seed.mount_directory(reader, path);
+            let _ = seed.mount_directory(image, path);
         }
         for path in usual::files() {
-            let _ = seed.file(reader, path, Vec::new());
+            let _ = seed.file(image, path, Vec::new());
         }
         for file in &mut plan.files {
-            let added = seed.file(reader, Path::new(file.path), file.content.clone());
+            let added = seed.file(image, Path::new(file.path), file.content.clone());
             file.is_seeded = matches!(added, Ok(true));
         }
         if home::is_possible(&plan.home) {
-            let _ = seed.home(reader, &plan.home, Path::new(home::SKELETON));
+            let _ = seed.home(image, &plan.home, Path::new(home::SKELETON));
         }
         plan.seed = Some(seed);
         Ok(plan)
     }
 
     /// Finds the program in an image, where nothing but what is in the seed will be mounted or run: something mounted may be anywhere.
-    pub fn find_program(&mut self, reader: &Reader) {
+    pub fn find_program(&mut self, image: &Unmounted<'_>) {
         if let Some(seed) = &self.seed {
-            (self.absent, self.program) = look_for_program(self, reader, seed);
+            (self.absent, self.program) = look_for_program(self, image, seed);
         }
     }
 
@@ -219,15 +224,19 @@ fn login(identity: &Identity, shell: &[u8]) -> Vec<(&'static str, OsString)> {
 
 /// The places of the search path at which an image certainly has no such program, since asking a mounted image for them takes its time, and the first
 /// place at which it has one.
-fn look_for_program(plan: &Plan, reader: &Reader, seed: &Seed) -> (Vec<OsString>, Option<PathBuf>) {
+fn look_for_program(
+    plan: &Plan,
+    image: &Unmounted<'_>,
+    seed: &Seed,
+) -> (Vec<OsString>, Option<PathBuf>) {
     let mut absent = Vec::new();
     let Some(program) = plan.line.first() else {
         return (absent, None);
     };
     for candidate in program::candidates(program, &plan.environment) {
         let path = Path::new(&candidate);
-        match view::resolve(reader, path) {
-            Ok(found) if path.is_absolute() && !seed.covers(&found.path) => match found.inode {
+        match image.resolve(path) {
+            Ok(found) if path.is_absolute() && !seed.covers(&found.path) => match found.node {
                 Some(_) => return (absent, Some(Path::new("/").join(found.path))),
                 None => absent.push(candidate),
             },

@@ -61,6 +61,20 @@ impl Rootfs {
         Self { root }
     }
 
+    /// The file system below a directory of the host.
+    ///
+    /// # Errors
+    ///
+    /// Those of open(2).
+    pub fn open_at(directory: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self::new(rustix::fs::open(
+            directory,
+            flags,
+            Mode::empty(),
+        )?))
+    }
+
     /// The root directory.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()

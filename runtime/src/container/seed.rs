@@ -8,13 +8,11 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-use cista_images::squashfs::reader::{Inode, InodeKind, Reader};
-use rustix::fs::{Mode, OFlags, XattrFlags};
+use rustix::fs::{FileType, Mode, OFlags, XattrFlags};
 
-use super::view::{failed, resolve};
+use super::unmounted::{Node as Source, OPAQUE, Unmounted};
 
 /// Bounds on what is copied of an image's `/etc/skel`.
 const MAX_DEPTH: usize = 8;
@@ -49,12 +47,10 @@ impl Seed {
     /// # Errors
     ///
     /// A loop of links, or an image that cannot be read.
-    pub fn mount_directory(&mut self, reader: &Reader, path: &Path) -> io::Result<()> {
-        let found = resolve(reader, path)?;
-        let fits = found
-            .inode
-            .is_none_or(|inode| matches!(inode.kind, InodeKind::Directory(_)));
-        if fits && self.make_way(reader, &found.path)? {
+    pub fn mount_directory(&mut self, image: &Unmounted<'_>, path: &Path) -> io::Result<()> {
+        let found = image.resolve(path)?;
+        let fits = found.node.as_ref().is_none_or(Source::is_directory);
+        if fits && self.make_way(image, &found.path)? {
             let node = Node::Directory {
                 mode: 0o755,
                 opaque: true,
@@ -71,17 +67,20 @@ impl Seed {
     /// # Errors
     ///
     /// A loop of links, or an image that cannot be read.
-    pub fn file(&mut self, reader: &Reader, path: &Path, content: Vec<u8>) -> io::Result<bool> {
+    pub fn file(
+        &mut self,
+        image: &Unmounted<'_>,
+        path: &Path,
+        content: Vec<u8>,
+    ) -> io::Result<bool> {
         let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
             return Ok(false);
         };
-        let place = resolve(reader, above)?.path.join(name);
-        let inode = reader
-            .walk(place.as_os_str().as_encoded_bytes())
-            .map_err(failed)?;
-        let fits = inode
-            .is_none_or(|inode| matches!(inode.kind, InodeKind::File(_) | InodeKind::Symlink(_)));
-        if !fits || !self.make_way(reader, &place)? {
+        let place = image.resolve(above)?.path.join(name);
+        let fits = image.walk(&place)?.is_none_or(|node| {
+            matches!(node.file_type(), FileType::RegularFile | FileType::Symlink)
+        });
+        if !fits || !self.make_way(image, &place)? {
             return Ok(false);
         }
         let node = Node::File {
@@ -98,8 +97,13 @@ impl Seed {
     /// # Errors
     ///
     /// A loop of links, or an image that cannot be read.
-    pub fn symlink(&mut self, reader: &Reader, path: &Path, target: &Path) -> io::Result<bool> {
-        if !self.file(reader, path, Vec::new())? {
+    pub fn symlink(
+        &mut self,
+        image: &Unmounted<'_>,
+        path: &Path,
+        target: &Path,
+    ) -> io::Result<bool> {
+        if !self.file(image, path, Vec::new())? {
             return Ok(false);
         }
         if let Some(place) = self.places.get(path) {
@@ -120,9 +124,9 @@ impl Seed {
     /// # Errors
     ///
     /// A loop of links, or an image that cannot be read.
-    pub fn home(&mut self, reader: &Reader, home: &Path, skeleton: &Path) -> io::Result<()> {
-        let found = resolve(reader, home)?;
-        if found.inode.is_some() || !self.make_way(reader, &found.path)? {
+    pub fn home(&mut self, image: &Unmounted<'_>, home: &Path, skeleton: &Path) -> io::Result<()> {
+        let found = image.resolve(home)?;
+        if found.node.is_some() || !self.make_way(image, &found.path)? {
             return Ok(());
         }
         let home = found.path;
@@ -131,21 +135,19 @@ impl Seed {
             opaque: false,
         };
         self.nodes.insert(home.clone(), node);
-        match resolve(reader, skeleton)?.inode {
-            Some(skeleton) if matches!(skeleton.kind, InodeKind::Directory(_)) => {
-                self.copy(reader, &skeleton, &home, 0)
-            }
+        match image.resolve(skeleton)?.node {
+            Some(skeleton) if skeleton.is_directory() => self.copy(image, &skeleton, &home, 0),
             _ => Ok(()),
         }
     }
 
     /// Adds the directories above a path without symbolic links. False where something that was added is in the way.
-    fn make_way(&mut self, reader: &Reader, path: &Path) -> io::Result<bool> {
+    fn make_way(&mut self, image: &Unmounted<'_>, path: &Path) -> io::Result<bool> {
         if path.as_os_str().is_empty() {
             return Ok(false);
         }
         if self.root_mode.is_none() {
-            self.root_mode = Some(reader.inode(reader.root_ref()).map_err(failed)?.mode);
+            self.root_mode = Some(image.root()?.mode());
         }
         let above: Vec<&Path> = path.ancestors().skip(1).collect();
         for directory in above.into_iter().rev().skip(1) {
@@ -153,9 +155,8 @@ impl Seed {
                 Some(Node::Directory { .. }) => {}
                 Some(_) => return Ok(false),
                 None => {
-                    let name = directory.as_os_str().as_encoded_bytes();
-                    let mode = match reader.walk(name).map_err(failed)? {
-                        Some(inode) if matches!(inode.kind, InodeKind::Directory(_)) => inode.mode,
+                    let mode = match image.walk(directory)? {
+                        Some(node) if node.is_directory() => node.mode(),
                         Some(_) => return Ok(false),
                         None => 0o755,
                     };
@@ -170,33 +171,34 @@ impl Seed {
         Ok(true)
     }
 
-    fn copy(&mut self, reader: &Reader, from: &Inode, to: &Path, depth: usize) -> io::Result<()> {
-        let mut entries = reader.open_directory(from).map_err(failed)?;
-        while let Some(target) = entries.advance().map_err(failed)? {
+    fn copy(
+        &mut self,
+        image: &Unmounted<'_>,
+        from: &Source,
+        to: &Path,
+        depth: usize,
+    ) -> io::Result<()> {
+        for (name, source) in image.entries(from, MAX_ENTRIES)? {
             if self.nodes.len() > MAX_ENTRIES || depth > MAX_DEPTH {
                 return Ok(());
             }
-            let path = to.join(OsString::from_vec(entries.name().to_vec()));
-            let inode = reader.inode(target.inode).map_err(failed)?;
-            let mode = inode.mode & 0o777;
-            let node = match &inode.kind {
-                InodeKind::Directory(_) => Node::Directory {
+            let path = to.join(name);
+            let mode = source.mode() & 0o777;
+            let node = match source.file_type() {
+                FileType::Directory => Node::Directory {
                     mode: mode | 0o700,
                     opaque: false,
                 },
-                InodeKind::File(file) if file.size <= MAX_FILE => Node::File {
+                FileType::RegularFile if source.file_size() <= Some(MAX_FILE) => Node::File {
                     mode: mode | 0o600,
-                    content: reader.read_file(&inode, MAX_FILE).map_err(failed)?,
+                    content: image.read(&source, MAX_FILE)?,
                 },
-                InodeKind::Symlink(_) => {
-                    Node::Symlink(OsString::from_vec(reader.readlink(&inode).map_err(failed)?))
-                }
+                FileType::Symlink => Node::Symlink(image.readlink(&source)?),
                 _ => continue,
             };
-            let is_directory = matches!(node, Node::Directory { .. });
             self.nodes.insert(path.clone(), node);
-            if is_directory {
-                self.copy(reader, &inode, &path, depth + 1)?;
+            if source.is_directory() {
+                self.copy(image, &source, &path, depth + 1)?;
             }
         }
         Ok(())
@@ -248,11 +250,6 @@ impl Seed {
 fn mark_opaque(upper: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(upper, path, flags, Mode::empty())?;
-    let _ = rustix::fs::fsetxattr(
-        directory.as_fd(),
-        c"user.overlay.opaque",
-        b"y",
-        XattrFlags::empty(),
-    );
+    let _ = rustix::fs::fsetxattr(directory.as_fd(), OPAQUE, b"y", XattrFlags::empty());
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 
-use super::accounts;
+use super::accounts::{self, Identity};
 use super::additions::{self, Additions, AdditionsError};
 use super::companion::{Companion, NoCompanion};
 use super::device_hooks;
@@ -32,6 +32,7 @@ use super::program::{self, ProgramError};
 use super::rootfs::{Create, Rootfs};
 use super::seed::Seed;
 use super::standard::{self, Standard};
+use super::unmounted::Unmounted;
 use super::view::View;
 use super::{home, loading, login, running, usual};
 use crate::config::Config;
@@ -297,7 +298,8 @@ fn prepare_attended(
     };
 
     // What is mounted besides the usual: by the image, the administrator, the user, the command line.
-    let mut entries = additions::image_mounts(&spec.root, &source)?;
+    let unmounted = source.unmounted(&spec.root)?;
+    let mut entries = additions::image_mounts(&spec.root, unmounted.as_ref())?;
     let standard = Standard::load(config, spec);
     entries.extend(standard.mounts);
     entries.extend_from_slice(&spec.additions.mounts);
@@ -305,23 +307,21 @@ fn prepare_attended(
     entries.extend_from_slice(&spec.mounts);
 
     // What the image says, read from the file where that tells all, and the devices that are asked for.
-    let mut early = match (&source, &spec.root) {
-        (image::Source::Image(image), Root::Image(_)) => {
-            Some(Plan::for_image(spec, image.reader(), &identity)?)
-        }
-        _ => None,
+    let mut early = match &unmounted {
+        Some(image) => early_plan(spec, image, &identity)?,
+        None => None,
     };
-    let mut granted = granted::decide(spec, config, &source, early.as_ref())?;
-    if let (Some(plan), image::Source::Image(image)) = (&mut early, &source) {
-        let reader = image.reader();
+    let mut granted = granted::decide(spec, config, unmounted.as_ref(), early.as_ref())?;
+    if let (Some(plan), Some(image)) = (&mut early, &unmounted) {
         let is_known = match &mut granted {
-            Some(granted) => granted.plant(config, plan, reader)?,
+            Some(granted) => granted.plant(config, plan, image)?,
             None => true,
         };
         if is_known && entries.is_empty() {
-            plan.find_program(reader);
+            plan.find_program(image);
         }
     }
+    drop(unmounted);
 
     let all_device_hooks = granted.as_ref().map_or(&[][..], Granted::hooks);
     let (device_hooks, later): (Vec<Hook>, Vec<Hook>) = all_device_hooks
@@ -525,6 +525,25 @@ fn prepare_attended(
         numberings: granted.map_or_else(Vec::new, Granted::into_numberings),
         hooks: inside,
     })
+}
+
+/// What the image and the container's changes say, before they are mounted. None where that cannot be read without the rights that a container has.
+fn early_plan(
+    spec: &Spec,
+    image: &Unmounted<'_>,
+    identity: &Identity,
+) -> Result<Option<Plan>, PlanError> {
+    match &spec.root {
+        Root::Image(_) => Plan::for_image(spec, image, identity, false).map(Some),
+        // What is written there stays, so it has no seed.
+        Root::Container(container) if spec.writable => {
+            let view = View::Unmounted(image);
+            Ok(Plan::for_view(spec, view, identity, container.is_adapted()).ok())
+        }
+        Root::Container(container) => {
+            Ok(Plan::for_image(spec, image, identity, container.is_adapted()).ok())
+        }
+    }
 }
 
 /// A command script as a detached mount of a file.

@@ -12,7 +12,6 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use cista_images::squashfs::reader::Reader;
 use rustix::fs::{FileType, OFlags};
 
 use super::elf::{self, Version};
@@ -21,6 +20,7 @@ use super::host::Host;
 use super::linker_cache::{self, LinkerCache};
 use crate::container::rootfs::Rootfs;
 use crate::container::seed::Seed;
+use crate::container::unmounted::Unmounted;
 use crate::container::usual;
 use crate::container::view::View;
 
@@ -231,32 +231,38 @@ impl Placed {
 
     /// Puts links, the linker cache and mount points into the upper layer of an image. What finds no place there is left to the mounted root.
     /// Returns whether everything that a program could be found below has its place.
-    pub fn plant(&self, grant: &Grant, host: &Host, seed: &mut Seed, reader: &Reader) -> bool {
+    pub fn plant(
+        &self,
+        grant: &Grant,
+        host: &Host,
+        seed: &mut Seed,
+        image: &Unmounted<'_>,
+    ) -> bool {
         let mut is_all = true;
         // What is below these is not in the upper layer.
         let is_hidden = |path: &Path| usual::directories().any(|above| path.starts_with(above));
         for (path, _) in &self.libraries {
-            let _ = seed.file(reader, path, Vec::new());
+            let _ = seed.file(image, path, Vec::new());
         }
         if let Some(cache) = &self.linker_cache {
-            let _ = seed.file(reader, Path::new(linker_cache::PATH), cache.clone());
+            let _ = seed.file(image, Path::new(linker_cache::PATH), cache.clone());
         }
         for mount in &grant.edits.mounts {
             if is_hidden(&mount.path) {
                 continue;
             }
             match host.file_type(&mount.host_path) {
-                Some(FileType::Directory) => drop(seed.mount_directory(reader, &mount.path)),
-                Some(_) => drop(seed.file(reader, &mount.path, Vec::new())),
+                Some(FileType::Directory) => drop(seed.mount_directory(image, &mount.path)),
+                Some(_) => drop(seed.file(image, &mount.path, Vec::new())),
                 None => {}
             }
             is_all &= seed.place(&mount.path).is_some();
         }
         for file in grant.edits.files.iter().filter(|it| !is_hidden(&it.path)) {
-            let _ = seed.file(reader, &file.path, Vec::new());
+            let _ = seed.file(image, &file.path, Vec::new());
         }
         for link in self.symlinks.iter().filter(|it| !is_hidden(&it.path)) {
-            is_all &= matches!(seed.symlink(reader, &link.path, &link.target), Ok(true));
+            is_all &= matches!(seed.symlink(image, &link.path, &link.target), Ok(true));
         }
         is_all
     }
