@@ -10,7 +10,7 @@ use super::{Context, Outcome};
 use crate::container::Root;
 use crate::container::named::{self, Container, Content};
 use crate::container::running::{self, Process};
-use crate::ui;
+use crate::{sys, ui};
 
 /// List containers
 #[derive(Debug, clap::Args)]
@@ -50,6 +50,11 @@ struct ProcessEntry<'a> {
 /// The columns of the table, in enroot's order: scripts read the name and the number by their position.
 const COLUMNS: [&str; 9] = [
     "NAME", "PID", "COMM", "STATE", "STARTED", "TIME", "MNTNS", "USERNS", "COMMAND",
+];
+
+/// Months as ps(1) names them.
+const MONTHS: [&str; 12] = [
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
 ];
 
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
@@ -131,8 +136,8 @@ fn row(name: &str, process: &Process, now: Duration) -> [String; COLUMNS.len()] 
         process.pid.to_string(),
         printable(&process.name),
         process.state.to_string(),
+        started(process.started, now.as_secs()),
         elapsed(now.as_secs().saturating_sub(process.started)),
-        clock(process.time),
         process.mount_namespace.to_string(),
         process.user_namespace.to_string(),
         if process.command.is_empty() {
@@ -160,14 +165,15 @@ fn elapsed(seconds: u64) -> String {
     }
 }
 
-/// Processor time as ps(1) writes it: `hours:minutes:seconds`.
-fn clock(seconds: u64) -> String {
-    format!(
-        "{:02}:{:02}:{:02}",
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60
-    )
+/// A point in time, in seconds since 1970, as ps(1) writes it: the time of day within a day, else the day.
+fn started(at: u64, now: u64) -> String {
+    match sys::time::local(at) {
+        Some(time) if now.saturating_sub(at) < 86_400 => {
+            format!("{:02}:{:02}", time.hour, time.minute)
+        }
+        Some(time) => format!("{}{:02}", MONTHS[time.month % MONTHS.len()], time.day),
+        None => "?".to_owned(),
+    }
 }
 
 /// Columns padded to the widest entry and parted by two blanks; no blanks at the end of a line.
@@ -204,7 +210,15 @@ mod tests {
         ] {
             assert_eq!(elapsed(seconds), text);
         }
-        assert_eq!(clock(3661), "01:01:01");
+    }
+
+    #[test]
+    fn points_in_time() {
+        let now = 1_700_000_000;
+        assert!(started(now - 60, now).contains(':'));
+        // The day depends on where we are.
+        let day = started(now, now + 2 * 86_400);
+        assert!(matches!(day.as_str(), "Nov14" | "Nov15"), "{day}");
     }
 
     #[test]

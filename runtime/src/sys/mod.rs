@@ -17,6 +17,7 @@
 //! - [`signal`]: Ctrl-C asks a long operation to stop
 //! - [`sigpipe`]: the disposition of SIGPIPE that the caller gave us
 //! - [`supervise`]: a process that stands for another one
+//! - [`time`]: the time of day where we are
 
 #![expect(
     unsafe_code,
@@ -36,3 +37,4 @@ pub mod seccomp;
 pub mod signal;
 pub mod sigpipe;
 pub mod supervise;
+pub mod time;
