@@ -223,6 +223,7 @@ impl Config {
                 net: is_on(&settings::UNSHARE_NET)?,
                 ipc: is_on(&settings::UNSHARE_IPC)?,
                 uts: is_on(&settings::UNSHARE_UTS)?,
+                cgroup: sources.dialect() == Dialect::Enroot,
             },
             log_format: sources
                 .parsed(&settings::LOG_FORMAT, LogFormat::parse)?

@@ -239,6 +239,7 @@ fn spec(
             net: options.net,
             ipc: options.ipc,
             uts: options.uts,
+            cgroup: false,
         }
         .or(context.config.namespaces),
         mounts,

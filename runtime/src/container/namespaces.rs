@@ -8,6 +8,8 @@
 //! - network: a loopback interface that is up, and nothing else; a `/sys` of its own where the kernel allows it.
 //! - IPC: a `/dev/shm` and a `/dev/mqueue` of its own.
 //! - host name: begins as the host's.
+//! - control groups: `/proc/PID/cgroup` begins at the group of the start. For enroot's name alone, since pyxis enters it and takes its absence for
+//!   an error; processes that Slurm puts into groups of their own would see themselves outside.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -30,6 +32,8 @@ pub struct Namespaces {
     pub ipc: bool,
     /// Host name.
     pub uts: bool,
+    /// Control groups.
+    pub cgroup: bool,
 }
 
 impl Namespaces {
@@ -41,6 +45,7 @@ impl Namespaces {
             (self.net, UnshareFlags::NEWNET),
             (self.ipc, UnshareFlags::NEWIPC),
             (self.uts, UnshareFlags::NEWUTS),
+            (self.cgroup, UnshareFlags::NEWCGROUP),
         ]
         .into_iter()
         .filter(|(wanted, _)| *wanted)
@@ -55,6 +60,7 @@ impl Namespaces {
             net: self.net || other.net,
             ipc: self.ipc || other.ipc,
             uts: self.uts || other.uts,
+            cgroup: self.cgroup || other.cgroup,
         }
     }
 }

@@ -354,6 +354,9 @@ fn prepare_attended(
     // Everything we make has exactly the mode we say.
     let umask = rustix::process::umask(Mode::empty());
 
+    // In a namespace of their own, they would be called otherwise.
+    let control_groups = usual::control_groups();
+
     // The namespaces, which give the right to do all that follows.
     identity_map::enter_with_groups(map, spec.namespaces.flags(), spec.helper.as_ref())?;
     if spec.namespaces.net {
@@ -366,7 +369,7 @@ fn prepare_attended(
     }
 
     // What is wanted of the host, before anything of ours hides it.
-    let usual_sources = usual::take(config.dev, spec.namespaces, tell)?;
+    let usual_sources = usual::take(config.dev, spec.namespaces, &control_groups, tell)?;
     let sources: Vec<_> = entries.iter().map(mounts::source).collect();
 
     // The root file system.

@@ -94,12 +94,24 @@ pub struct Taken {
     files: Vec<(Entry, OwnedFd)>,
 }
 
-/// Takes what containers get of the host, as detached copies; makes what belongs to namespaces of their own instead.
+/// The control groups of this process, as proc(5) has them.
+#[must_use]
+pub fn control_groups() -> String {
+    std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
+}
+
+/// Takes what containers get of the host, as detached copies; makes what belongs to namespaces of their own instead. `control_groups` are
+/// this process's.
 ///
 /// # Errors
 ///
 /// A host without `/proc` or `/sys`; a kernel that does not allow a `/proc` for a pid namespace.
-pub fn take(dev: Dev, namespaces: Namespaces, tell: &dyn Fn(&str)) -> Result<Taken, MountError> {
+pub fn take(
+    dev: Dev,
+    namespaces: Namespaces,
+    control_groups: &str,
+    tell: &dyn Fn(&str),
+) -> Result<Taken, MountError> {
     let restricted = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
@@ -165,7 +177,7 @@ pub fn take(dev: Dev, namespaces: Namespaces, tell: &dyn Fn(&str)) -> Result<Tak
             }
         }
     }
-    taken.kernel.extend(control_groups(read_only));
+    taken.kernel.extend(group_mounts(control_groups, read_only));
     for path in FILES {
         let entry = entry(path, CreateOption::File, false, read_only);
         match mounts::source(&entry) {
@@ -267,9 +279,8 @@ pub fn mount(
 
 /// The control groups of this process, each at the place of its hierarchy: a program that looks for its limits finds its own (cgroups(7)). What
 /// is at the root of its hierarchy, or is not mounted where it usually is, stays as it is.
-fn control_groups(flags: MountAttrFlags) -> Vec<(Entry, OwnedFd)> {
-    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    own_groups(&text)
+fn group_mounts(control_groups: &str, flags: MountAttrFlags) -> Vec<(Entry, OwnedFd)> {
+    own_groups(control_groups)
         .filter_map(|(controllers, path)| {
             let place = match controllers {
                 "" if !Path::new(UNIFIED).exists() => CONTROL_GROUPS.to_owned(),

@@ -277,7 +277,53 @@ fn a_day_with_enroot(environment: &TestEnvironment<'_>) -> TestResult {
 }
 
 /// The tests of this file.
+/// pyxis enters a namespace of control groups and fails where there is none. Its own group is the root there, and what is mounted fits.
+fn control_groups_begin_at_the_start(environment: &TestEnvironment<'_>) -> TestResult {
+    let image = environment.session().imported(Recipe::Busybox)?;
+    let image = image.display().to_string();
+    let namespace = |program: Program| program.args(["readlink", "/proc/self/ns/cgroup"]).text();
+    let ours =
+        std::fs::read_link("/proc/self/ns/cgroup").context("read", "/proc/self/ns/cgroup")?;
+    let inside = namespace(enroot(environment, &["start", &image])?)?;
+    assert_ne!(inside, ours.display().to_string());
+    let usual = namespace(environment.cista(["start", &image]))?;
+    assert_eq!(usual, ours.display().to_string());
+    let groups = enroot(environment, &["start", &image, "cat", "/proc/self/cgroup"])?.text()?;
+    assert!(groups.lines().all(|line| line.ends_with(":/")), "{groups}");
+    Ok(())
+}
+
+/// A source alone is mounted onto itself.
+fn a_mount_needs_no_target(environment: &TestEnvironment<'_>) -> TestResult {
+    put(environment, "shared/file", "content")?;
+    let shared = environment.path("shared").display().to_string();
+    let image = environment.session().imported(Recipe::Busybox)?;
+    let image = image.display().to_string();
+    let file = format!("{shared}/file");
+    let start = enroot(environment, &["start", "-m", &shared, &image, "cat", &file])?;
+    assert_eq!(start.text()?, "content");
+    Ok(())
+}
+
+/// Who does not say yes keeps the container, and the status says so.
+fn no_answer_removes_nothing(environment: &TestEnvironment<'_>) -> TestResult {
+    let tree = unpack(environment, "box")?;
+    let outcome = enroot(environment, &["remove", "box"])?.run()?;
+    assert_eq!(outcome.code(), Some(1), "{}", outcome.error_text());
+    assert!(tree.exists());
+    Ok(())
+}
+
 pub(crate) const CASES: &[Case] = &[
+    case(
+        "enroot::control_groups_begin_at_the_start",
+        control_groups_begin_at_the_start,
+    ),
+    case("enroot::a_mount_needs_no_target", a_mount_needs_no_target),
+    case(
+        "enroot::no_answer_removes_nothing",
+        no_answer_removes_nothing,
+    ),
     case(
         "enroot::containers_of_enroot_are_found",
         containers_of_enroot_are_found,
