@@ -24,7 +24,7 @@ macro_rules! program {
 #[must_use]
 pub fn enter(main: fn() -> ExitCode) -> i32 {
     open_standard_streams();
-    sigpipe::ignore();
+    sigpipe::take_over();
     status(main())
 }
 

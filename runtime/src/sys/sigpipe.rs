@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 static IGNORED_BY_CALLER: AtomicBool = AtomicBool::new(false);
 
 /// Ignores SIGPIPE, and notes whether it was ignored before.
-pub(super) fn ignore() {
+pub(super) fn take_over() {
     // SAFETY: the disposition runs no code of this process.
     let old = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     IGNORED_BY_CALLER.store(old == libc::SIG_IGN, Ordering::Relaxed);
@@ -25,7 +25,7 @@ pub fn restore() {
     unsafe { libc::signal(libc::SIGPIPE, disposition) };
 }
 
-/// Ignores SIGPIPE again, as Rust's runtime does: for when the program was not executed after all.
+/// Ignores SIGPIPE again: for when the program was not executed after all.
 pub fn ignore() {
     // SAFETY: the disposition runs no code of this process.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
