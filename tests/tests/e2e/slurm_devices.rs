@@ -54,7 +54,16 @@ fn jobs_have_their_own_gpus(environment: &TestEnvironment<'_>) -> TestResult {
     let login = Login::new(environment)?;
     let job = |script: &str| {
         login
-            .srun(["--gres=gpu:1", "-n1", &image, "sh", "-c", script])
+            .srun([
+                "-w",
+                "n3",
+                "--gres=gpu:1",
+                "-n1",
+                &image,
+                "sh",
+                "-c",
+                script,
+            ])
             .env("CISTA_HOST_ROOT", environment.path("host"))
     };
     let mut first = job(&format!("{LOOK}; echo up; read line"))

@@ -248,8 +248,6 @@ fn killed_steps_leave_no_loop_devices(environment: &TestEnvironment<'_>) -> Test
     let mut seen = 0;
     for round in 0..24_u64 {
         let mut step = srun(&login, &image, &["sh", "-c", "sleep 0.3; sleep 0.3"]).spawn()?;
-        // Most of what the helper does is in these.
-        std::thread::sleep(Duration::from_millis(40 + round * 7919 % 120));
         let named = |text: &str| {
             let all = node.processes().into_iter();
             let wanted = all.filter(|(pid, line)| {
@@ -257,8 +255,18 @@ fn killed_steps_leave_no_loop_devices(environment: &TestEnvironment<'_>) -> Test
             });
             wanted.map(|(pid, _)| pid).collect::<Vec<u32>>()
         };
-        let helpers = named("cista-helper");
-        seen += helpers.len();
+        let mut helpers = Vec::new();
+        if round % 4 < 2 {
+            // It lives as long as the container is being built.
+            let begin = std::time::Instant::now();
+            while helpers.is_empty() && begin.elapsed() < Duration::from_secs(2) {
+                helpers = named("cista-helper");
+            }
+            seen += helpers.len();
+            std::thread::sleep(Duration::from_millis(round % 8));
+        } else {
+            std::thread::sleep(Duration::from_millis(40 + round * 7919 % 120));
+        }
         let pids = match round % 4 {
             0 | 1 if !helpers.is_empty() => helpers,
             0 | 2 => process::executing(&program),
