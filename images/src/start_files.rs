@@ -2,7 +2,8 @@
 //!
 //! A start needs the record of the image, its user database, and a few more files of some hundred bytes. In the order of the layers each would
 //! be somewhere in another fragment block, and cost the decompression of 128 KiB. Kept back until the end of an import
-//! ([`Writer::hold_file`](crate::squashfs::writer::Writer::hold_file)), they share one small block of their own.
+//! ([`Writer::hold_file`](crate::squashfs::writer::Writer::hold_file)), they share one small block of their own, uncompressed where that makes
+//! no difference to the image's size.
 //!
 //! The first that a program reads is the dynamic linker and the C library: some 2 MiB, of which almost every block is touched. Decompressing
 //! them takes four milliseconds, as long as the rest of a start together. So larger images store them uncompressed ([`is_loaded_first`]).
