@@ -34,19 +34,33 @@ pub fn children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-/// The processes that execute a program, found by the path that it was started from.
+/// The processes that execute a program, found by the path that it was started from; also those that execute a copy of it in memory.
 #[must_use]
 pub fn executing(program: &Path) -> Vec<u32> {
-    all()
-        .into_iter()
-        .filter(|pid| {
-            std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| {
-                exe == program
-                    || exe.as_os_str().as_bytes().strip_suffix(b" (deleted)")
-                        == Some(program.as_os_str().as_bytes())
-            })
+    let program = program.as_os_str().as_bytes();
+    let executes = |pid: &u32| {
+        std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| {
+            match exe.as_os_str().as_bytes() {
+                COPY => first_word(*pid) == program,
+                exe => exe.strip_suffix(b" (deleted)").unwrap_or(exe) == program,
+            }
         })
-        .collect()
+    };
+    all().into_iter().filter(executes).collect()
+}
+
+/// What `/proc/PID/exe` says of a copy of `cista` in memory.
+const COPY: &[u8] = b"/memfd:cista (deleted)";
+
+/// The first word of a process's command line.
+fn first_word(pid: u32) -> Vec<u8> {
+    let mut line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let end = line
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(line.len());
+    line.truncate(end);
+    line
 }
 
 /// Waits until no process executes a program any more, and says how long that took; None when one still does after
