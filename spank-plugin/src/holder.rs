@@ -24,7 +24,8 @@ use crate::ffi::process::{self, Fork, Program};
 use crate::ffi::slurm::Spank;
 use crate::gpus;
 use crate::helper::{self, User};
-use crate::options::{Options, split_name};
+use crate::options::Options;
+use crate::values::split_name;
 use crate::wire::{self, Text};
 
 /// Where programs are looked for by the holder and by the hooks of the site.

@@ -42,4 +42,5 @@ mod options;
 mod state;
 mod step;
 mod trust;
+mod values;
 mod wire;

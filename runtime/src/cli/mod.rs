@@ -29,6 +29,7 @@ mod remove;
 mod run;
 mod script;
 mod slurm;
+mod slurm_epilog;
 mod start;
 mod stored;
 mod version;

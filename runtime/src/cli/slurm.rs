@@ -2,12 +2,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::num::ParseIntError;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode, Stdio};
-use std::str::FromStr;
 use std::time::Instant;
 
 use cista_images::cancel::Cancel;
@@ -16,7 +14,7 @@ use rustix::fs::Access;
 use rustix::thread::UnshareFlags;
 
 use super::import::{ImageOptions, SourceOptions};
-use super::{Context, Failure, Outcome, start, stored};
+use super::{Context, Failure, Outcome, slurm_epilog, start, stored};
 use crate::config::{self, Config, settings};
 use crate::container::additions::Additions;
 use crate::container::environment::Environment;
@@ -56,7 +54,7 @@ enum Command {
     /// Hold the container of a step
     Step(StepArgs),
     /// Remove what a job or a step of it has left: containers that belong to it
-    Epilog(EpilogArgs),
+    Epilog(slurm_epilog::Args),
 }
 
 #[derive(Debug, Default, clap::Args)]
@@ -64,47 +62,6 @@ pub(super) struct StepArgs {
     /// The image that the URI was resolved to
     #[arg(long, value_name = "FILE")]
     resolved: Option<PathBuf>,
-}
-
-#[derive(Debug, clap::Args)]
-struct EpilogArgs {
-    /// The job, or one of its steps; the job of the environment when left out
-    #[arg(value_name = "JOB[.STEP]")]
-    owner: Option<Owner>,
-}
-
-/// Who has containers of its own: a job, or a step of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Owner {
-    job: u32,
-    step: Option<u32>,
-}
-
-impl FromStr for Owner {
-    type Err = ParseIntError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (job, step) = match text.split_once('.') {
-            Some((job, step)) => (job, Some(step.parse()?)),
-            None => (text, None),
-        };
-        let job = job.parse()?;
-        Ok(Self { job, step })
-    }
-}
-
-impl Owner {
-    /// Whether a container is its own, by the name on disk.
-    fn has(self, name: &OsStr) -> bool {
-        let name = name.to_string_lossy();
-        let job = self.job;
-        match self.step {
-            Some(step) => name == format!("pyxis_{job}.{step}"),
-            None => [format!("pyxis_{job}_"), format!("pyxis_{job}.")]
-                .iter()
-                .any(|prefix| name.starts_with(prefix)),
-        }
-    }
 }
 
 impl Args {
@@ -136,7 +93,7 @@ impl Args {
 pub(super) fn run(args: Args, context: &Context) -> Outcome {
     match args.command {
         Command::Step(args) => step(args, context),
-        Command::Epilog(args) => epilog(&args, context),
+        Command::Epilog(args) => slurm_epilog::run(&args, context),
     }
 }
 
@@ -757,58 +714,5 @@ fn get(importer: &Path, uri: &str) -> Result<PathBuf, Failure> {
             "it has not printed the absolute path of an image",
         ))
         .into())
-    }
-}
-
-fn epilog(args: &EpilogArgs, context: &Context) -> Outcome {
-    let of_environment = || {
-        config::host_variable(OsStr::new("SLURM_JOB_ID"))?
-            .to_str()?
-            .parse()
-            .ok()
-    };
-    let owner: Owner = args.owner.or_else(of_environment).ok_or_else(|| {
-        Failure::new(io::Error::other("there is no job"))
-            .with_hint("name it, or let Slurm execute this as a part of its epilog")
-    })?;
-    let data_path = &context.config.data_path;
-    for name in named::names(data_path)? {
-        if owner.has(&name) {
-            let container = Container::open(data_path, &name)?;
-            container.remove(&context.config.runtime_path)?;
-        }
-    }
-    for (path, name) in temporary::unfinished(data_path) {
-        // Its holder may still live, and be at it.
-        if owner.has(&name)
-            && let Err(error) = unpack::remove_tree(&path)
-            && path.exists()
-        {
-            return Err(error.into());
-        }
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn containers_of_jobs_and_steps() {
-        let has = |owner: &str, name: &str| owner.parse::<Owner>().unwrap().has(OsStr::new(name));
-        assert!(has("7", "pyxis_7_name") && has("7", "pyxis_7.0") && has("7.0", "pyxis_7.0"));
-        for (owner, name) in [
-            ("7", "pyxis_71_name"),
-            ("7", "pyxis_name"),
-            ("7.0", "pyxis_7_name"),
-            ("7.0", "pyxis_7.01"),
-            ("7.1", "pyxis_7.0"),
-        ] {
-            assert!(!has(owner, name), "{owner} {name}");
-        }
-        for text in ["", "x", "7.", ".0", "7.0.1", "-7"] {
-            assert!(text.parse::<Owner>().is_err(), "{text}");
-        }
     }
 }

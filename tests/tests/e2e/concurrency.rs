@@ -121,7 +121,7 @@ fn the_server_goes_when_all_are_killed(environment: &TestEnvironment<'_>) -> Tes
 
 /// A process that has left everything behind - parent, session, group, working directory - still reads from the image.
 fn the_server_never_goes_before(environment: &TestEnvironment<'_>) -> TestResult {
-    let script = "setsid sh -c 'exec </dev/null 2>/dev/null; cd /tmp; echo left; while [ ! -e /tmp/stop ]; do cat /etc/issue /bin/busybox >/dev/null || { echo lost; exit; }; sleep 0.02; done; echo stopped' & sleep 0.1; echo parent";
+    let script = "setsid sh -c 'exec </dev/null 2>/dev/null; cd /tmp; echo left; left=1000; while [ ! -e /tmp/stop ] && [ $((left -= 1)) -gt 0 ]; do cat /etc/issue /bin/busybox >/dev/null || { echo lost; exit; }; sleep 0.02; done; echo stopped' & sleep 0.1; echo parent";
     let image = environment.session().imported(Recipe::Busybox)?;
     environment
         .cista(["create", "-n", "left"])

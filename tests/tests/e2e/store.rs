@@ -167,7 +167,7 @@ fn wait_for_builder(store: &Path, running: &mut [Running]) -> Option<Pid> {
 /// Kills whoever makes the image, at a moment of its work that is different each time: the others finish, with the same file.
 fn the_builder_may_be_killed_at_any_moment(environment: &TestEnvironment<'_>) -> TestResult {
     const KILLS: usize = 50;
-    const MOST_ROUNDS: usize = 200;
+    const MOST_ROUNDS: usize = 500;
     let (_registry, uri) = small_image(environment)?;
     let start = |store: &Path| {
         environment
