@@ -6,6 +6,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod errors;
+
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
@@ -22,6 +24,8 @@ use cista_images::source::{self, Settings, Task};
 use cista_images::squashfs::reader::{InodeKind, Reader};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
+
+use errors::chain;
 
 /// Longest that a case may take: a thousand times what it does.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -400,18 +404,6 @@ impl Made {
         }
         fs::write(file, archive).unwrap();
     }
-}
-
-/// The error and all its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Imports what a URI names; an error as text.

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod errors;
+
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
@@ -17,6 +19,8 @@ use cista_images::progress::{Event, Progress, Silent};
 use cista_images::source::{self, Settings, Task};
 use cista_images::squashfs::compression::Compression;
 use cista_images::squashfs::reader::{InodeKind, Reader};
+
+use errors::chain;
 
 /// Bytes that a compressor cannot shorten much, the same for a seed.
 fn noise(seed: u64, length: usize) -> Vec<u8> {
@@ -171,18 +175,6 @@ fn read(image: &Path, path: &str) -> Option<Vec<u8>> {
     let inode = reader.walk(path.as_bytes()).unwrap()?;
     assert!(matches!(inode.kind, InodeKind::File(_)), "{path}");
     Some(reader.read_file(&inode, 1 << 30).unwrap())
-}
-
-/// The error and all its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[test]
