@@ -73,6 +73,11 @@ pub const TESTS: &[Package] = &[
     package("docker.io", "dockerd", "a daemon to import from"),
     package("openssl", "openssl", "makes certificates and signatures"),
     package("podman", "podman", "a storage to import from"),
+    package(
+        "strace",
+        "strace",
+        "lets system calls fail, and counts programs",
+    ),
     package("attr", "setfattr", "gives test files extended attributes"),
 ];
 
